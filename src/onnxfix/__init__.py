@@ -1,0 +1,32 @@
+"""Find, repair and prove faults in models converted between PyTorch, Keras, TensorFlow, TFLite and ONNX."""
+
+# `compare`, `diagnose` and `repair` are packages as well as functions: binding the functions here, eagerly, is what
+# makes `onnxfix.compare(...)` the function. The packages import frameworks and heavy libraries only when called.
+from onnxfix.canonical import canonicalize, fingerprint, is_isomorphic
+from onnxfix.compare import Comparison, compare
+from onnxfix.diagnose import Diagnosis, Fault, FaultKind, diagnose
+from onnxfix.errors import OnnxFixError
+from onnxfix.inputs import Inputs
+from onnxfix.model import Model, load
+from onnxfix.repair import Repair, repair
+from onnxfix.testing import assert_equivalent
+
+__all__ = [
+    "Comparison",
+    "Diagnosis",
+    "Fault",
+    "FaultKind",
+    "Inputs",
+    "Model",
+    "OnnxFixError",
+    "Repair",
+    "assert_equivalent",
+    "canonicalize",
+    "compare",
+    "diagnose",
+    "fingerprint",
+    "is_isomorphic",
+    "load",
+    "repair",
+]
+__version__ = "0.1.0"

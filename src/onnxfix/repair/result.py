@@ -1,0 +1,99 @@
+"""What a repair says and holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxfix.compare import Comparison
+from onnxfix.diagnose.fault import Diagnosis, Fault
+from onnxfix.model import Model
+from onnxfix.surgeon.patch import Patch
+
+
+@dataclass(frozen=True, eq=False)
+class Unrepaired:
+    """A fault that is left, and why."""
+
+    fault: Fault
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return {"fault": self.fault.to_dict(), "reason": self.reason}
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """A repaired target and the proof.
+
+    Attributes:
+        model: The repaired target. Its ``framework`` is the target's own where every patch could be written back into
+            the native model, else ONNX.
+        diagnosis: The faults that were found.
+        patches: What was changed, in order.
+        before: Source against the unrepaired target, on the data.
+        after: Source against the repaired target, on the data used for the repair.
+        verified: Source against the repaired target on held-out data, or None where there was no repair to verify.
+        unrepaired: Faults that are left, each with why.
+        holdout_note: Where the held-out data came from, one sentence.
+    """
+
+    model: Model
+    source: Model
+    target: Model
+    diagnosis: Diagnosis
+    patches: tuple[Patch, ...]
+    before: Comparison
+    after: Comparison
+    verified: Comparison
+    unrepaired: tuple[Unrepaired, ...]
+    holdout_note: str
+
+    @property
+    def success(self) -> bool:
+        """Nothing is left to repair, and the held-out data prove it."""
+        return not self.unrepaired and self.after.equivalent and self.verified.equivalent
+
+    def save(self, path: str | Path) -> None:
+        """Write the repaired model: ``.onnx``, or the target's own format (chosen by suffix).
+
+        The file is written beside ``path``, loaded again, run in its own runtime, compared with the source on held-out
+        data, and only then renamed to ``path``.
+
+        Raises:
+            ExportError: the format cannot express the repair (the repaired ONNX is available), or the written file
+                does not reproduce it.
+        """
+        from onnxfix.surgeon.files import save_repair
+
+        save_repair(self, Path(path))
+
+    def report(self, path: str | Path) -> None:
+        """Write a report; the suffix (``.html``, ``.json``, ``.md``) chooses the form."""
+        from onnxfix.report.files import write_report
+
+        write_report(self, Path(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The repair as plain JSON data."""
+        return {
+            "success": self.success,
+            "diagnosis": self.diagnosis.to_dict(),
+            "patches": [patch.describe() for patch in self.patches],
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "verified": self.verified.to_dict(),
+            "unrepaired": [u.to_dict() for u in self.unrepaired],
+            "holdout": self.holdout_note,
+        }
+
+    def __repr__(self) -> str:
+        state = "repaired and verified" if self.success else f"{len(self.unrepaired)} faults left"
+        return f"Repair({state}; {len(self.patches)} patches; before {self.before!r}; verified {self.verified!r})"
+
+    def _repr_html_(self) -> str:
+        from onnxfix.report.html import repair_html
+
+        return repair_html(self)

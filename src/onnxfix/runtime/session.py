@@ -1,0 +1,81 @@
+"""The oracle: onnxruntime with every graph optimisation off.
+
+Its default level miscomputes zero Pad + MaxPool on negative inputs (folds the pad into the pool, which pads with
+-inf; onnxruntime 1.31.1, microsoft/onnxruntime#18136), so correctness is never judged with optimisations on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxfix.errors import InputError, RuntimeFailure
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
+
+
+class Session:
+    """An onnxruntime session over a model, by default with graph optimisation off.
+
+    Args:
+        proto: The model.
+        optimize: Use onnxruntime's default optimisation level instead (for fast paths, and to catch its own faults).
+        intra_threads: Threads per operator; 0 lets onnxruntime choose.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses the model.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, *, optimize: bool = False, intra_threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = intra_threads
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        try:
+            self._session = _open(proto, options)
+        except Exception as error:  # onnxruntime raises a family of pybind exceptions with no common base of its own
+            raise RuntimeFailure(f"onnxruntime refuses the model: {_first_line(error)}") from error
+        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            feeds: Input name -> array; entries that the model does not have are ignored.
+            outputs: Which outputs to fetch; all when None.
+
+        Raises:
+            InputError: an input is missing.
+            RuntimeFailure: onnxruntime fails on these feeds.
+        """
+        missing = [name for name in self.input_names if name not in feeds]
+        if missing:
+            raise InputError(f"no data for input {', '.join(missing)}: the data has {', '.join(feeds) or 'nothing'}.")
+        wanted = list(self.output_names if outputs is None else outputs)
+        try:
+            values = self._session.run(wanted, {name: feeds[name] for name in self.input_names})
+        except Exception as error:  # see above
+            raise RuntimeFailure(f"onnxruntime fails on this input: {_first_line(error)}") from error
+        return dict(zip(wanted, values, strict=True))
+
+
+def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    if proto.ByteSize() < _PROTOBUF_LIMIT:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(proto, os.fspath(path), save_as_external_data=True, location="weights.bin")
+        return ort.InferenceSession(os.fspath(path), options, providers=providers)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
