@@ -1,0 +1,293 @@
+"""Origins: the expression over lowered parameters that made a canonical constant, and its inverse.
+
+A constant of the normal form is rarely a parameter of the model: ``W' = Transpose(K) * gamma / Sqrt(var + eps)``. The
+origin keeps that expression in ONNX's own ops, so the constant can be computed again after a parameter changed
+(:func:`evaluate`), and a wanted constant can be turned into the parameter that gives it (:func:`invert`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from onnxfix.errors import CanonicalizationError
+
+Array = np.ndarray
+
+
+class NotInvertible(CanonicalizationError):
+    """No value of the parameter gives the wanted constant; the text says why."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An initializer of the lowered graph."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """A value that a pass made up (an axis, a neutral element)."""
+
+    value: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """An ONNX op applied to origins."""
+
+    op: str
+    operands: tuple[Origin | None, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    output: int = 0
+
+
+Origin = Parameter | Literal | Apply
+
+# Opset whose semantics the ops of an expression have: the normal form's own.
+EXPRESSION_OPSET = 22
+
+
+def parameters_of(origin: Origin) -> tuple[str, ...]:
+    """Names of the parameters that an origin depends on, in order of appearance, without repeats."""
+    names: dict[str, None] = {}
+    _collect(origin, names)
+    return tuple(names)
+
+
+def _collect(origin: Origin | None, names: dict[str, None]) -> None:
+    if isinstance(origin, Parameter):
+        names[origin.name] = None
+    elif isinstance(origin, Apply):
+        for operand in origin.operands:
+            _collect(operand, names)
+
+
+def evaluate(origin: Origin, parameters: Mapping[str, Array]) -> Array:
+    """Compute the constant.
+
+    Args:
+        origin: The expression.
+        parameters: Lowered parameter name -> value.
+
+    Returns:
+        The value; bit for bit what the canonicalizer computed when given the same parameters.
+    """
+    if isinstance(origin, Parameter):
+        return parameters[origin.name]
+    if isinstance(origin, Literal):
+        return origin.value
+    operands = [None if o is None else evaluate(o, parameters) for o in origin.operands]
+    return apply(origin.op, operands, origin.attributes)[origin.output]
+
+
+def describe(origin: Origin | None) -> str:
+    """The expression as a formula for people: ``Mul(Transpose(conv/kernel), bn/gamma)``."""
+    if isinstance(origin, Parameter):
+        return origin.name
+    if isinstance(origin, Literal):
+        return np.array2string(origin.value, threshold=4, precision=6)
+    if origin is None:
+        return ""
+    return f"{origin.op}({', '.join(describe(o) for o in origin.operands)})"
+
+
+_ARITHMETIC: dict[str, Callable[..., Array]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": np.divide,
+    "Neg": np.negative,
+    "Sqrt": np.sqrt,
+    "Reciprocal": np.reciprocal,
+}
+
+
+def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:
+    """Evaluate one ONNX op on arrays; float arithmetic is done in double precision and rounded once.
+
+    Raises:
+        CanonicalizationError: the op cannot be evaluated.
+    """
+    present = [o for o in operands if o is not None]
+    if op in _ARITHMETIC and present and all(o.dtype.kind == "f" for o in present):
+        with np.errstate(all="ignore"):
+            value = _ARITHMETIC[op](*(o.astype(np.float64) for o in present))
+        return (np.asarray(value, dtype=present[0].dtype),)
+    if op == "Transpose" and present:
+        return (np.ascontiguousarray(np.transpose(present[0], attributes.get("perm"))),)
+    return _reference(op, operands, attributes)
+
+
+def _reference(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:
+    names = ["" if o is None else f"i{k}" for k, o in enumerate(operands)]
+    schema = onnx.defs.get_schema(op, EXPRESSION_OPSET)
+    variadic = schema.max_output > 16
+    count = int(attributes.get("num_outputs", 0)) or (len(operands[1]) if op == "Split" and len(operands) > 1
+                                                      and operands[1] is not None else 1)
+    outputs = [f"o{k}" for k in range(count if variadic else 1)]
+    node = onnx.helper.make_node(op, names, outputs, **attributes)
+    graph = onnx.helper.make_graph(
+        [node],
+        "expression",
+        [onnx.helper.make_value_info(n, onnx.TypeProto()) for n in names if n],
+        [onnx.helper.make_value_info(o, onnx.TypeProto()) for o in outputs],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", EXPRESSION_OPSET)])
+    try:
+        with np.errstate(all="ignore"):
+            values = ReferenceEvaluator(model).run(None, {n: o for n, o in zip(names, operands, strict=True) if n})
+    except Exception as error:  # the reference evaluator raises whatever numpy does
+        raise CanonicalizationError(f"cannot evaluate {op} on constants: {error}") from error
+    return tuple(np.asarray(v) for v in values)
+
+
+def invert(origin: Origin, parameter: str, wanted: Array, parameters: Mapping[str, Array]) -> Array:
+    """Find the value of one parameter that makes an origin evaluate to ``wanted``, the others kept.
+
+    Args:
+        origin: The expression, in which ``parameter`` occurs exactly once.
+        parameter: The parameter to solve for.
+        wanted: The wanted value of the expression, of its shape.
+        parameters: Current values of all parameters.
+
+    Returns:
+        The parameter's new value, of its own shape and dtype.
+
+    Raises:
+        NotInvertible: no exact inverse exists (a zero scale, a value lost by slicing, a broadcast that disagrees).
+    """
+    if isinstance(origin, Parameter) and origin.name == parameter:
+        current = parameters[parameter]
+        return np.asarray(wanted).reshape(current.shape).astype(current.dtype)
+    if not isinstance(origin, Apply):
+        raise NotInvertible(f"{parameter} does not occur in the expression")
+    holding = [k for k, o in enumerate(origin.operands) if o is not None and parameter in parameters_of(o)]
+    if len(holding) != 1:
+        raise NotInvertible(f"{parameter} occurs {len(holding)} times in {describe(origin)}")
+    slot = holding[0]
+    rule = _INVERSES.get(origin.op)
+    if rule is None:
+        raise NotInvertible(f"{origin.op} has no inverse")
+    values = [None if o is None else evaluate(o, parameters) for o in origin.operands]
+    inner = rule(origin, slot, values, np.asarray(wanted))
+    operand = origin.operands[slot]
+    assert operand is not None  # noqa: S101  (slot was chosen among the present ones)
+    return invert(operand, parameter, inner, parameters)
+
+
+Inverse = Callable[[Apply, int, list[Array | None], Array], Array]
+
+
+def _operand(values: list[Array | None], slot: int) -> Array:
+    value = values[slot]
+    if value is None:
+        raise NotInvertible("an operand is missing")
+    return value
+
+
+def _unbroadcast(solution: Array, shape: tuple[int, ...]) -> Array:
+    """Reduce a solution to the operand's own, smaller shape; all copies must agree (to float noise)."""
+    if solution.shape == shape:
+        return solution
+    lead = solution.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(
+        lead + k for k, d in enumerate(shape) if d == 1 and solution.shape[lead + k] != 1
+    )
+    mean = solution.mean(axis=axes, keepdims=True)
+    if not np.allclose(solution, mean, rtol=1e-5, atol=1e-7 * float(np.abs(solution).max(initial=0.0))):
+        raise NotInvertible("the wanted values differ where the parameter is broadcast")
+    return np.asarray(mean.reshape(shape))
+
+
+def _invert_arithmetic(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    current = _operand(values, slot)
+    other = _operand(values, 1 - slot).astype(np.float64)
+    goal = wanted.astype(np.float64)
+    if origin.op == "Add":
+        solution = goal - other
+    elif origin.op == "Sub":
+        solution = goal + other if slot == 0 else other - goal
+    elif origin.op == "Mul":
+        solution = _quotient(goal, other, current)
+    elif slot == 0:
+        solution = goal * other
+    else:
+        solution = _quotient(other, goal, current)
+    return _unbroadcast(solution, current.shape)
+
+
+def _quotient(numerator: Array, denominator: Array, current: Array) -> Array:
+    """Divide; where it is 0/0 any value will do and the current one is kept."""
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    free = (denominator == 0) & (numerator == 0)
+    if np.any((denominator == 0) & ~free):
+        raise NotInvertible("a scale is zero where the wanted value is not")
+    kept = np.broadcast_to(current, free.shape)
+    return np.asarray(np.divide(numerator, denominator, out=kept.astype(np.float64).copy(), where=~free))
+
+
+def _invert_shape(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    if slot != 0:
+        raise NotInvertible(f"the parameter is the shape operand of {origin.op}")
+    return wanted.reshape(_operand(values, 0).shape)
+
+
+def _invert_transpose(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    perm = origin.attributes.get("perm") or tuple(reversed(range(wanted.ndim)))
+    return np.transpose(wanted, np.argsort(perm))
+
+
+def _invert_concat(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    axis = int(origin.attributes["axis"])
+    begin = sum(_operand(values, k).shape[axis] for k in range(slot))
+    return np.take(wanted, range(begin, begin + _operand(values, slot).shape[axis]), axis=axis)
+
+
+def _invert_selection(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    """Slice, Gather, Split: write the wanted elements into the current value."""
+    if slot != 0:
+        raise NotInvertible(f"the parameter is an index operand of {origin.op}")
+    current = _operand(values, 0)
+    positions = np.arange(current.size).reshape(current.shape)
+    chosen = apply(origin.op, [positions, *values[1:]], origin.attributes)[origin.output]
+    if len(np.unique(chosen)) != chosen.size:
+        raise NotInvertible(f"{origin.op} picks an element twice")
+    result = current.copy()
+    result.reshape(-1)[chosen.reshape(-1)] = wanted.reshape(-1)
+    return result
+
+
+def _invert_expand(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    return _unbroadcast(wanted, _operand(values, 0).shape)
+
+
+def _invert_unary(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
+    if origin.op == "Neg":
+        return -wanted
+    if origin.op == "Cast":
+        return wanted.astype(_operand(values, 0).dtype)
+    if origin.op == "Reciprocal":
+        return _quotient(np.ones_like(wanted, dtype=np.float64), wanted.astype(np.float64), _operand(values, 0))
+    if origin.op == "Sqrt":
+        if np.any(wanted < 0):
+            raise NotInvertible("a square root cannot be negative")
+        return np.square(wanted.astype(np.float64))
+    return wanted
+
+
+_INVERSES: dict[str, Inverse] = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _invert_arithmetic),
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _invert_shape),
+    **dict.fromkeys(("Neg", "Cast", "Reciprocal", "Sqrt", "Identity"), _invert_unary),
+    **dict.fromkeys(("Slice", "Gather", "Split"), _invert_selection),
+    "Transpose": _invert_transpose,
+    "Concat": _invert_concat,
+    "Expand": _invert_expand,
+}
