@@ -1,0 +1,155 @@
+"""TFLite subgraphs as tf2onnx graphs, with unique tensor names, and TFLite operators mended that tf2onnx misreads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxfix.frameworks.flatbuffer import Flatbuffer
+
+_CLIPS = {"RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0)}  # activations that tf2onnx does not know
+
+
+def graphs(file: Flatbuffer, shapes: Mapping[int, list[int]]) -> tuple[Any, list[Any]]:
+    """Make tf2onnx graphs of a file's subgraphs.
+
+    Args:
+        file: The file.
+        shapes: Shapes of the main subgraph's tensors by index, where they are known better than from the file.
+
+    Returns:
+        The main graph and the graphs of the control-flow bodies.
+    """
+    from tf2onnx import tflite_utils
+    from tf2onnx.graph import Graph
+    from tf2onnx.tflite.Model import Model
+
+    model = Model.GetRootAsModel(bytearray(file.data), 0)
+    codes = _operator_codes(model)
+    names = file.tensor_names
+    better = {names[index]: shape for index, shape in shapes.items() if index < len(names)}
+    *bodies, main = tflite_utils.get_model_subgraphs(model)
+    made = []
+    for subgraph in (*bodies, main):
+        is_main = subgraph is main
+        view = _Named(subgraph, names) if is_main else subgraph
+        prefix = "" if is_main else subgraph.Name().decode() + "_"
+        nodes, _, _, output_shapes, dtypes, inputs, outputs, name = tflite_utils.parse_tflite_graph(
+            view, codes, model, prefix, better if is_main else None
+        )
+        graph = Graph(
+            nodes, output_shapes, dtypes, input_names=inputs, output_names=outputs,
+            is_subgraph=not is_main, graph_name=name,
+        )
+        _mend(graph)
+        made.append(graph)
+    return made[-1], made[:-1]
+
+
+def _operator_codes(model: Any) -> dict[int, str]:
+    from tf2onnx import tflite_utils
+
+    codes = {}
+    for index in range(model.OperatorCodesLength()):
+        code = model.OperatorCodes(index)
+        number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
+        name = tflite_utils.lookup_enum(number, "BuiltinOperator")
+        codes[index] = code.CustomCode().decode() if name == "CUSTOM" else name
+    return codes
+
+
+class _Named:
+    """A subgraph whose tensors answer with given names: tf2onnx tells tensors apart by name alone."""
+
+    def __init__(self, subgraph: Any, names: tuple[str, ...]) -> None:
+        self._subgraph = subgraph
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subgraph, name)
+
+    def Tensors(self, index: int) -> Any:
+        """The tensor, renamed."""
+        return _NamedTensor(self._subgraph.Tensors(index), self._names[index])
+
+
+class _NamedTensor:
+    def __init__(self, tensor: Any, name: str) -> None:
+        self._tensor = tensor
+        self._name = name.encode()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tensor, name)
+
+    def Name(self) -> bytes:
+        """The given name."""
+        return self._name
+
+
+def _mend(graph: Any) -> None:
+    """Rewrite, before tf2onnx maps them, the operators whose TFLite meaning it misses."""
+    for node in list(graph.get_nodes()):
+        if node.type == "TFL_SOFTMAX":
+            _softmax_beta(graph, node)
+        elif node.type == "TFL_FULLY_CONNECTED":
+            _flat_fully_connected(graph, node)
+        elif node.type.removeprefix("TFL_") in _CLIPS:
+            _clip_operator(graph, node, *_CLIPS[node.type.removeprefix("TFL_")])
+        activation = node.attr.get("fused_activation_function")
+        if activation is not None and activation.s.decode() in _CLIPS:
+            _clip_output(graph, node, *_CLIPS[activation.s.decode()])
+
+
+def _softmax_beta(graph: Any, node: Any) -> None:
+    """Beta scales the logits; tf2onnx scales the probabilities."""
+    from tf2onnx import utils
+
+    beta = node.get_attr_value("beta")
+    if beta == 1:
+        return
+    factor = graph.make_const(utils.make_name("beta"), np.array(beta, np.float32))
+    scaled = graph.make_node(
+        "Mul", [node.input[0], factor.output[0]], op_name_scope=node.name,
+        shapes=[graph.get_shape(node.input[0])], dtypes=[graph.get_dtype(node.input[0])],
+    )
+    graph.replace_inputs(node, [scaled.output[0]])
+    node.set_attr("beta", 1.0)
+
+
+def _flat_fully_connected(graph: Any, node: Any) -> None:
+    """Flatten the input before a dense layer; tf2onnx does so too, but then drops the bias."""
+    from tf2onnx import utils
+
+    if node.attr["keep_num_dims"].i or graph.get_rank(node.input[0]) == 2 or len(node.input) < 3:
+        return
+    width = graph.get_shape(node.input[1])[1]
+    target = graph.make_const(utils.make_name("flat"), np.array([-1, width], np.int64))
+    flat = graph.make_node(
+        "Reshape", [node.input[0], target.output[0]], op_name_scope=node.name,
+        shapes=[[-1, width]], dtypes=[graph.get_dtype(node.input[0])],
+    )
+    graph.replace_inputs(node, [flat.output[0], *node.input[1:]])
+
+
+def _clip_operator(graph: Any, node: Any, low: float, high: float) -> None:
+    node.type = "Clip"
+    node.skip_conversion = True
+    graph.replace_inputs(node, [node.input[0], *_bounds(graph, low, high)])
+
+
+def _clip_output(graph: Any, node: Any, low: float, high: float) -> None:
+    node.set_attr("fused_activation_function", "NONE")
+    output = node.output[0]
+    clip = graph.make_node(
+        "Clip", [output, *_bounds(graph, low, high)],
+        shapes=[graph.get_shape(output)], dtypes=[graph.get_dtype(output)],
+    )
+    graph.insert_node_on_output(clip, output)
+
+
+def _bounds(graph: Any, low: float, high: float) -> list[str]:
+    from tf2onnx import utils
+
+    return [graph.make_const(utils.make_name("bound"), np.array(b, np.float32)).output[0] for b in (low, high)]
