@@ -15,6 +15,7 @@ from onnxfix.errors import LoadError
 from onnxfix.frameworks import Feeds, Framework, adapter, adapters
 
 if TYPE_CHECKING:
+    from onnxfix.canonical.pipeline import NormalForm
     from onnxfix.runtime.session import Session
 
 
@@ -76,9 +77,14 @@ class Model:
     @cached_property
     def canonical(self) -> onnx.ModelProto:
         """The normal form of :attr:`proto` (see ``docs/normal-form.md``)."""
-        from onnxfix.canonical import canonicalize
+        return self.normal_form.proto
 
-        return canonicalize(self.proto)
+    @cached_property
+    def normal_form(self) -> NormalForm:
+        """The normal form of :attr:`proto`, with the origins of its constants and the provenance of its nodes."""
+        from onnxfix.canonical.pipeline import normal_form
+
+        return normal_form(self.proto)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run the lowered graph in onnxruntime with graph optimisation off.

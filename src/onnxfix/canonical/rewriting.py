@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxfix.canonical.inference import infer_node
 from onnxfix.canonical.origins import Apply, Literal, Origin, Parameter, apply
 
 ORIGIN = "onnxfix.origin"
 LOWERED = "onnxfix.lowered"
+_COUNTER = "onnxfix.constants"
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
@@ -30,6 +32,52 @@ def origin_of(value: ir.Value) -> Origin:
     """The origin of a constant; an initializer nobody has touched is a parameter of the lowered graph."""
     found: Origin | None = value.meta.get(ORIGIN)
     return Parameter(value.name or "") if found is None else found
+
+
+def is_op(node: ir.Node | None, *ops: str) -> bool:
+    """Whether a node is one of these ops of the standard domain."""
+    return node is not None and node.op_type in ops and node.domain in ("", "ai.onnx")
+
+
+def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
+    """The node that makes a value, if it is one of these ops (any op when none are given)."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (not ops or is_op(node, *ops)) else None
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The only node that reads a value, once, or None; a graph output always has another reader."""
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+# Names that exporters give to dimensions they know nothing about: equal names say nothing.
+_ANONYMOUS = frozenset({"", "?", "None", "none", "-1", "*", "unknown", "dynamic"})
+
+
+def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+    """The shape of a value: an int, a symbol (equal symbols are equal sizes) or None for each dimension."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else (None if d.value is None or d.value in _ANONYMOUS else d.value)
+                 for d in value.shape)
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The rank of a value, or None."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The plain Python value of an attribute, or the default."""
+    attr = node.attributes.get(name)
+    if attr is None or attr.value is None:
+        return default
+    if attr.type == ir.AttributeType.STRING:
+        return attr.as_string()
+    if attr.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
+        return list(attr.value)
+    return attr.value
 
 
 def lowered_of(node: ir.Node) -> tuple[str, ...]:
@@ -110,6 +158,7 @@ class Editor:
         node = ir.node(op, inputs, plain, num_outputs=outputs)
         node.meta[LOWERED] = merged(like)
         self.graph.insert_before(before, node)
+        infer_node(node)
         self.modified = True
         return node
 
@@ -146,10 +195,11 @@ class Editor:
                 self.modified = True
 
     def _register(self, content: np.ndarray, origin: Origin, hint: str) -> ir.Value:
-        name, count = hint, 0
-        while name in self.graph.initializers:
-            count += 1
-            name = f"{hint}.{count}"
+        stem = hint.partition("@")[0]
+        count = int(self.graph.meta.get(_COUNTER, 0))
+        self.graph.meta[_COUNTER] = count + 1
+        name = f"{stem}@{count}"
+        self.modified = True
         value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(content), name=name))
         value.meta[ORIGIN] = origin
         self.graph.register_initializer(value)

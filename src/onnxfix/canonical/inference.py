@@ -1,0 +1,99 @@
+"""Shapes and types of values: the whole graph once, then node by node as passes create nodes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+
+from onnxfix.canonical.origins import EXPRESSION_OPSET
+
+# Constants up to this many elements are shown to shape inference: targets, axes, pads, sizes.
+_SMALL = 64
+_IMPORTS = [onnx.helper.make_opsetid("", EXPRESSION_OPSET)]
+
+
+def infer_graph(model: ir.Model) -> bool:
+    """Infer shapes and types of all values; what was declared stays only where nothing can be inferred.
+
+    Returns:
+        Whether any value got a shape it did not have.
+    """
+    values = [output for node in model.graph.all_nodes() for output in node.outputs if not output.is_graph_output()]
+    declared = [(value, value.shape) for value in values]
+    for value in values:
+        value.shape = None
+    ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    changed = False
+    for value, shape in declared:
+        if value.shape is None or (shape is not None and len(shape) == len(value.shape)):
+            value.shape = shape if value.shape is None else _refined(value.shape, shape)
+        changed = changed or value.shape != shape
+    return changed
+
+
+def _refined(inferred: ir.Shape, declared: ir.Shape | None) -> ir.Shape:
+    """Fill the dimensions that inference left open with what an earlier, partial inference knew."""
+    if declared is None:
+        return inferred
+    dims: list[int | ir.SymbolicDim] = []
+    for new, old in zip(inferred, declared, strict=True):
+        open_ended = isinstance(new, ir.SymbolicDim) and (new.value is None or new.value.startswith("unk__"))
+        known = isinstance(old, int) or old.value is not None
+        dims.append(old if open_ended and known else new)
+    return ir.Shape(dims)
+
+
+def infer_node(node: ir.Node) -> None:
+    """Set shape and type of a node's outputs from its inputs, where they can be known."""
+    schema = _schema(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if schema is None or any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+                             for attr in node.attributes.values()):
+        return
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None or value.name is None:
+            continue
+        if value.type is None:
+            return
+        types[value.name] = _type_proto(value)
+        tensor = value.const_value
+        if tensor is not None and tensor.size <= _SMALL:
+            data[value.name] = onnx.numpy_helper.from_array(tensor.numpy(), value.name)
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, ir.serde.serialize_node(node), types, data, opset_imports=_IMPORTS
+        )
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return  # an op whose inference refuses these inputs: the values simply stay unknown
+    for output in node.outputs:
+        if output.name in found and found[output.name].HasField("tensor_type"):
+            _assign(output, found[output.name])
+
+
+def _assign(value: ir.Value, found: onnx.TypeProto) -> None:
+    tensor = found.tensor_type
+    value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+    if tensor.HasField("shape"):
+        value.shape = ir.Shape(
+            [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
+        )
+
+
+def _type_proto(value: ir.Value) -> onnx.TypeProto:
+    proto = onnx.TypeProto()
+    if value.type is not None:
+        ir.serde.serialize_type_into(proto, value.type)
+    if value.shape is not None and proto.HasField("tensor_type"):
+        ir.serde.serialize_shape_into(proto, value.shape)
+    return proto
+
+
+@cache
+def _schema(op_type: str) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, EXPRESSION_OPSET)
+    except onnx.defs.SchemaError:
+        return None

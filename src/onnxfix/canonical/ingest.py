@@ -1,0 +1,139 @@
+"""Read a lowered model into the intermediate form: every node knows its name, every constant its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnxfix.canonical.origins import Parameter
+from onnxfix.canonical.rewriting import LOWERED, ORIGIN
+from onnxfix.errors import CanonicalizationError
+
+
+class LoweredParameters(Mapping[str, np.ndarray]):
+    """Initializers and Constant outputs of a lowered model by name, converted to arrays when asked for."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._tensors: dict[str, onnx.TensorProto] = {t.name: t for t in proto.graph.initializer}
+        self._constants: dict[str, onnx.NodeProto] = {
+            n.output[0]: n for n in proto.graph.node if n.op_type == "Constant" and n.domain in ("", "ai.onnx")
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._tensors:
+            return onnx.numpy_helper.to_array(self._tensors[name])
+        value = constant_value(ir.serde.deserialize_node(self._constants[name]))
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._tensors
+        yield from self._constants
+
+    def __len__(self) -> int:
+        return len(self._tensors) + len(self._constants)
+
+
+def ingest(proto: onnx.ModelProto) -> ir.Model:
+    """Build the intermediate form of a lowered model, which is left unchanged.
+
+    Functions are inlined; initializers and Constant nodes of the main graph become constants whose origin is the
+    parameter of their name; initializers listed among the inputs stop being inputs.
+
+    Raises:
+        CanonicalizationError: the model calls its functions in a cycle, or a function cannot be inlined.
+    """
+    model = ir.serde.deserialize_model(proto)
+    _stamp(model)
+    _inline(model)
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        if value.const_value is None:
+            raise CanonicalizationError(f"initializer {value.name} has no data: load the model with its external data.")
+        _own(value, value.const_value)
+    constants = set(graph.initializers.values())
+    kept = [value for value in graph.inputs if value not in constants]
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
+    _lift(graph)
+    return model
+
+
+def _own(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Detach a constant from the lowered model's tensor, whose name must not follow ours."""
+    value.const_value = ir.Tensor(tensor.numpy(), name=value.name, dtype=tensor.dtype)
+    value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+    value.meta[ORIGIN] = Parameter(value.name or "")
+
+
+def _stamp(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        name = node.name or next((o.name for o in node.outputs if o.name), "")
+        node.meta[LOWERED] = (name,)
+        node.metadata_props.clear()
+        if model.functions:
+            node.metadata_props[LOWERED] = name
+
+
+def _inline(model: ir.Model) -> None:
+    """Inline functions; their nodes stand for the call, and keep the opset they were written for."""
+    if not model.functions:
+        return
+    version = model.opset_imports.get("", 0)
+    for function in model.functions.values():
+        own = function.opset_imports.get("", version)
+        for node in function.all_nodes():
+            node.metadata_props.clear()
+            if node.domain in ("", "ai.onnx") and own != version:
+                node.version = own
+        function.opset_imports[""] = version
+    try:
+        InlinePass()(model)
+    except (ir.passes.InvariantError, ValueError) as error:
+        raise CanonicalizationError(f"the model's functions cannot be inlined: {error}") from error
+    for node in model.graph.all_nodes():
+        name = node.metadata_props.pop(LOWERED, None)
+        if LOWERED not in node.meta:
+            node.meta[LOWERED] = () if name is None else (name,)
+
+
+def _lift(graph: ir.Graph) -> None:
+    """Turn Constant nodes of the main graph into initializers."""
+    for node in list(graph):
+        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+            continue
+        content, old = constant_value(node), node.outputs[0]
+        if content is None or old.name is None:
+            continue
+        if old.is_graph_output():
+            node.meta["onnxfix.constant"] = True
+            continue
+        name = old.name
+        new = ir.val(name, const_value=ir.Tensor(content, name=name))
+        new.meta[ORIGIN] = Parameter(name)
+        old.replace_all_uses_with(new)
+        old.name = None
+        graph.remove(node, safe=True)
+        graph.register_initializer(new)
+
+
+def constant_value(node: ir.Node) -> np.ndarray | None:
+    """The value of a Constant node, or None if it is no dense tensor of numbers or strings."""
+    for name, attr in node.attributes.items():
+        if name == "value":
+            return np.asarray(attr.as_tensor().numpy())
+        if name == "value_float":
+            return np.asarray(attr.as_float(), dtype=np.float32)
+        if name == "value_floats":
+            return np.asarray(attr.as_floats(), dtype=np.float32)
+        if name == "value_int":
+            return np.asarray(attr.as_int(), dtype=np.int64)
+        if name == "value_ints":
+            return np.asarray(attr.as_ints(), dtype=np.int64)
+    return None

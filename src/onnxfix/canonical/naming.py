@@ -1,0 +1,173 @@
+"""Write the intermediate form as a model whose node order and names follow from structure alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import onnx_ir as ir
+
+from onnxfix.canonical.origins import EXPRESSION_OPSET, Origin
+from onnxfix.canonical.rewriting import LOWERED, lowered_of, origin_of
+
+# Constants larger than this many elements that several nodes share stay shared; smaller ones get one copy per use.
+_SHARED = 2**18
+# The IR version that goes with opset 21.
+_IR_VERSION = 10
+
+
+def order_nodes(graph: ir.Graph) -> None:
+    """Put the nodes in the order in which a walk from the outputs, operand by operand, completes them."""
+    done: dict[ir.Node, None] = {}
+    for output in graph.outputs:
+        root = output.producer()
+        if root is None:
+            continue
+        stack: list[tuple[ir.Node, list[ir.Node]]] = [(root, _operands(root))]
+        started = {root}
+        while stack:
+            node, waiting = stack[-1]
+            if node in done:
+                stack.pop()
+            elif waiting:
+                after = waiting.pop()
+                if after not in done and after not in started:
+                    started.add(after)
+                    stack.append((after, _operands(after)))
+            else:
+                done[node] = None
+                stack.pop()
+    order = [*done, *(node for node in graph if node not in done)]
+    if order != list(graph):
+        graph.remove(order)
+        graph.extend(order)
+
+
+def _operands(node: ir.Node) -> list[ir.Node]:
+    """Nodes of the same graph that a node reads, captured values included, last operand first."""
+    found = [value.producer() for value in node.inputs if value is not None]
+    for subgraph in _subgraphs(node):
+        found += [v.producer() for inner in subgraph.all_nodes() for v in inner.inputs
+                  if v is not None and v.graph is node.graph]
+    return [operand for operand in reversed(found) if operand is not None and operand.graph is node.graph]
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for attr in node.attributes.values():
+        if attr.type == ir.AttributeType.GRAPH:
+            found.append(attr.as_graph())
+        elif attr.type == ir.AttributeType.GRAPHS:
+            found.extend(attr.as_graphs())
+    return found
+
+
+def name_structurally(graph: ir.Graph) -> None:
+    """Name nodes ``conv_12`` by op and order, their outputs alike, constants by the operand they are.
+
+    Graph inputs and outputs keep their names.
+    """
+    fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
+    _set_aside_names(graph, fixed)
+    _split_small_constants(graph)
+    counts: Counter[str] = Counter()
+    for node in graph:
+        stem = node.op_type.lower()
+        node.name = f"{stem}_{counts[stem]}"
+        while any(f"{node.name}{suffix}" in fixed for suffix in ("", ".1", ".2", ".3")):
+            node.name += "_"
+        counts[stem] += 1
+        for index, output in enumerate(node.outputs):
+            if not output.is_graph_output() and output.name != "":
+                output.name = node.name if index == 0 else f"{node.name}.{index}"
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and value.name.startswith("%"):
+                value.name = f"{node.name}.{_operand_name(node, index)}"
+        _name_inside(node)
+    for index, value in enumerate(v for v in graph.initializers.values() if v.name.startswith("%")):
+        value.name = f"constant_{index}"
+    constants = sorted(graph.initializers.values(), key=lambda v: v.name or "")
+    graph.initializers.clear()
+    for value in constants:
+        graph.register_initializer(value)
+
+
+def _set_aside_names(graph: ir.Graph, fixed: set[str | None]) -> None:
+    """Rename everything out of the way of the new names, keeping the origins that the old names stood for."""
+    for index, value in enumerate(list(graph.initializers.values())):
+        origin_of(value)
+        value.name = f"%{index}"
+    for index, node in enumerate(graph):
+        for k, output in enumerate(node.outputs):
+            if output.name not in fixed and output.name != "":
+                output.name = f"%{index}.{k}"
+
+
+def _split_small_constants(graph: ir.Graph) -> None:
+    for value in list(graph.initializers.values()):
+        if value.const_value is None or value.const_value.size > _SHARED:
+            continue
+        for use in value.uses()[1:]:
+            copy = ir.val(f"%{len(graph.initializers)}.{use.node.name}.{use.idx}",
+                          const_value=ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype))
+            copy.meta.update(value.meta)
+            graph.register_initializer(copy)
+            use.node.replace_input_with(use.idx, copy)
+
+
+def _operand_name(node: ir.Node, index: int) -> str:
+    try:
+        formal = onnx.defs.get_schema(node.op_type, EXPRESSION_OPSET, node.domain).inputs
+    except onnx.defs.SchemaError:
+        return str(index)
+    if index < len(formal) and formal[index].option != onnx.defs.OpSchema.FormalParameterOption.Variadic:
+        return str(formal[index].name).lower()
+    return str(index)
+
+
+def _name_inside(node: ir.Node) -> None:
+    """Keep names inside a control-flow node apart from all names outside it."""
+    for number, subgraph in enumerate(_subgraphs(node)):
+        count = 0
+        for value in (*subgraph.inputs, *subgraph.initializers.values()):
+            value.name = f"{node.name}/{number}/{count}"
+            count += 1
+        for inner in subgraph:
+            inner.name = f"{node.name}/{number}/node_{count}"
+            for output in inner.outputs:
+                if output.name != "":
+                    output.name = f"{node.name}/{number}/{count}"
+                    count += 1
+            _name_inside(inner)
+
+
+def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str, tuple[str, ...]]]:
+    """Serialise the named graph.
+
+    Returns:
+        The model, the origins of its constants by name, and the provenance of its nodes by name.
+    """
+    graph = model.graph
+    order_nodes(graph)
+    name_structurally(graph)
+    used = {node.domain for node in graph.all_nodes()} - {"", "ai.onnx"}
+    versions = dict(model.opset_imports)
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        if node.domain == "ai.onnx":
+            node.domain = ""
+        for output in node.outputs:
+            output.metadata_props.clear()
+            output.doc_string = None
+    model.opset_imports.clear()
+    model.opset_imports.update({"": versions.get("", EXPRESSION_OPSET), **{d: versions[d] for d in sorted(used)}})
+    graph.name, graph.doc_string = "canonical", None
+    graph.metadata_props.clear()
+    clean = ir.Model(graph, ir_version=_IR_VERSION)
+    proto = ir.serde.serialize_model(clean)
+    origins = {name: origin_of(value) for name, value in graph.initializers.items()}
+    return proto, origins, {node.name or "": lowered_of(node) for node in graph}
+
+
+__all__ = ["LOWERED", "emit", "name_structurally", "order_nodes"]

@@ -1,0 +1,103 @@
+"""From a lowered model to its normal form: the passes in order, run until nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxfix.canonical.inference import infer_graph
+from onnxfix.canonical.ingest import LoweredParameters, ingest
+from onnxfix.canonical.naming import emit
+from onnxfix.canonical.origins import Origin
+from onnxfix.errors import CanonicalizationError
+
+if TYPE_CHECKING:
+    from onnxfix.model import Model
+
+# Far more rounds than any model needs; reaching it means that two passes undo each other.
+_ROUNDS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class NormalForm:
+    """The normal form of a model and where everything in it came from.
+
+    Attributes:
+        proto: The canonical model; see ``docs/normal-form.md``.
+        origins: Canonical initializer name -> expression over lowered parameters.
+        provenance: Canonical node name -> names of the lowered nodes it stands for, the primary one first.
+        parameters: Lowered initializers and Constant outputs by name, converted when asked for.
+    """
+
+    proto: onnx.ModelProto
+    origins: Mapping[str, Origin]
+    provenance: Mapping[str, tuple[str, ...]]
+    parameters: Mapping[str, np.ndarray]
+
+
+def passes() -> tuple[ir.passes.InPlacePass, ...]:
+    """The passes of one round, in order."""
+    return ()
+
+
+def normal_form(proto: onnx.ModelProto) -> NormalForm:
+    """Bring a lowered model into normal form.
+
+    Args:
+        proto: The lowered model, weights included; it is left unchanged.
+
+    Returns:
+        The normal form.
+
+    Raises:
+        CanonicalizationError: the passes do not settle, or the model cannot be read.
+    """
+    model = ingest(proto)
+    infer_graph(model)
+    _settle(model)
+    canonical, origins, provenance = emit(model)
+    return NormalForm(canonical, origins, provenance, LoweredParameters(proto))
+
+
+def _settle(model: ir.Model) -> None:
+    sequence = passes()
+    for _ in range(_ROUNDS):
+        changed = [type(p).__name__ for p in sequence if p(model).modified]
+        if not changed and not infer_graph(model):
+            return
+    raise CanonicalizationError(f"the normal form does not settle: {', '.join(changed)} still change the model.")
+
+
+@overload
+def canonicalize(model: onnx.ModelProto) -> onnx.ModelProto: ...
+@overload
+def canonicalize(model: ir.Model) -> ir.Model: ...
+@overload
+def canonicalize(model: Model) -> Model: ...
+
+
+def canonicalize(model: onnx.ModelProto | ir.Model | Model) -> onnx.ModelProto | ir.Model | Model:
+    """Bring a model into normal form.
+
+    Args:
+        model: An ``onnx.ModelProto``, an ``onnx_ir.Model`` or an :class:`onnxfix.Model`; it is left unchanged.
+
+    Returns:
+        The canonical model, of the type given. An :class:`onnxfix.Model` comes back as an ONNX one.
+
+    Raises:
+        CanonicalizationError: the normal form cannot be reached.
+
+    Example:
+        >>> canonical = onnxfix.canonicalize(onnx.load("model.onnx"))     # doctest: +SKIP
+    """
+    if isinstance(model, onnx.ModelProto):
+        return normal_form(model).proto
+    if isinstance(model, ir.Model):
+        return ir.serde.deserialize_model(normal_form(ir.serde.serialize_model(model)).proto)
+    return type(model)(proto=model.canonical, native=model.canonical)
