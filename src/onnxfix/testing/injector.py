@@ -1,0 +1,165 @@
+"""Plant conversion faults in a model, reproducibly, and say where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxfix.errors import OnnxFixError, RuntimeFailure
+from onnxfix.model import Model, load
+from onnxfix.testing.faults import REGISTRY, FaultOperator, Graph, Site, Unfit
+from onnxfix.testing.faults.operator import Candidate
+from onnxfix.testing.visibility import Feeds, Outputs, difference, random_batches, run_all
+
+# A fault below this share of the output's range drowns in the float noise of another evaluation order.
+VISIBLE = 1e-5
+
+
+class InjectionError(OnnxFixError):
+    """A fault cannot be planted in a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """A model with planted faults.
+
+    Attributes:
+        model: The faulty model.
+        sites: Ground truth, one entry per guilty node or parameter.
+        operator: Which operator planted them.
+        seed: The seed that reproduces them.
+    """
+
+    model: onnx.ModelProto
+    sites: tuple[Site, ...]
+    operator: str
+    seed: int
+
+    def __repr__(self) -> str:
+        return f"Injection({self.operator}, seed={self.seed}: {'; '.join(s.description for s in self.sites)})"
+
+
+def operators() -> tuple[str, ...]:
+    """The names of all fault operators."""
+    return tuple(REGISTRY)
+
+
+def inject(
+    model: Model | onnx.ModelProto | str | Path,
+    operator: str,
+    *,
+    seed: int = 0,
+    count: int = 1,
+    node: str | None = None,
+    data: Sequence[Feeds] | None = None,
+) -> Injection:
+    """Plant ``count`` faults of one kind in a copy of a model.
+
+    Every fault is checked: the faulty model passes the ONNX checker, runs in onnxruntime with the same output shapes,
+    and each fault changes some output by more than 1e-5 of that output's range. A place where that fails is passed
+    over. Other nodes that share a changed initializer keep the old value.
+
+    Args:
+        model: A model, or a path to one of any framework; it is left as it is. Nodes without a
+            name of their own get one.
+        operator: One of :func:`operators`.
+        seed: Chooses places and values; the same seed gives the same faults.
+        count: How many places to spoil.
+        node: Only at this node.
+        data: Feeds to judge visibility on; random ones when None.
+
+    Returns:
+        The faulty model and the ground truth.
+
+    Raises:
+        InjectionError: no such operator, or fewer than ``count`` places fit.
+        InputError: the model accepts no random input, and ``data`` is None.
+
+    Example:
+        >>> faulty = inject("classifier.onnx", "zero_bias", seed=3)     # doctest: +SKIP
+        >>> faulty.sites[0].parameter                                   # doctest: +SKIP
+        'conv1.bias'
+    """
+    if operator not in REGISTRY:
+        raise InjectionError(f"there is no fault operator {operator}: choose one of {', '.join(REGISTRY)}.")
+    clean = model if isinstance(model, onnx.ModelProto) else load(model).proto
+    faulty = _with_node_names(clean)
+    rng = np.random.default_rng(seed)
+    batches = [dict(feeds) for feeds in data] if data else random_batches(faulty, rng)
+    planting = _Planting(REGISTRY[operator], faulty, batches)
+    for candidate in planting.order(rng, node):
+        if planting.planted < count:
+            planting.attempt(candidate, rng)
+    if planting.planted < count:
+        where = f"node {node}" if node else f"{len(faulty.graph.node)} nodes"
+        raise InjectionError(
+            f"{operator} fits {planting.planted} places of {where}, not {count}: {planting.refusals()}."
+        )
+    return Injection(planting.model, tuple(planting.sites), operator, seed)
+
+
+class _Planting:
+    """One run of an operator over a model: tries candidates, keeps what is valid and visible."""
+
+    def __init__(self, operator: FaultOperator, model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) -> None:
+        self.operator = operator
+        self.model = model
+        self.sites: list[Site] = []
+        self.planted = 0
+        self._batches = batches
+        self._outputs: list[Outputs] = run_all(model, batches)
+        self._used: set[str] = set()
+        self._refused: list[str] = []
+
+    def order(self, rng: np.random.Generator, node: str | None) -> list[Candidate]:
+        """The candidates in the order in which they are tried."""
+        candidates = self.operator.candidates(Graph(self.model))
+        if node is not None:
+            candidates = [candidate for candidate in candidates if candidate[0] == node]
+        return [candidates[index] for index in rng.permutation(len(candidates))]
+
+    def attempt(self, candidate: Candidate, rng: np.random.Generator) -> None:
+        """Plant one fault if it is valid and visible there."""
+        if self._used.intersection(candidate):
+            return
+        trial = onnx.ModelProto()
+        trial.CopyFrom(self.model)
+        graph = Graph(trial)
+        try:
+            sites = self.operator.apply(graph, candidate, rng)
+            graph.prune_constants()
+            onnx.checker.check_model(trial)
+            outputs = run_all(trial, self._batches)
+        except (Unfit, RuntimeFailure, onnx.checker.ValidationError) as refusal:
+            self._refused.append(f"{candidate[0]}: {str(refusal).splitlines()[0]}")
+            return
+        change = difference(self._outputs, outputs)
+        if not VISIBLE < change < np.inf:
+            self._refused.append(f"{candidate[0]}: it changes the outputs by {change:.1g}")
+            return
+        self.model, self._outputs = trial, outputs
+        self.sites += sites
+        self.planted += 1
+        self._used.update(name for name in candidate if name in graph.nodes or name == candidate[0])
+
+    def refusals(self) -> str:
+        """Why places were passed over, the first few."""
+        return "; ".join(self._refused[:3]) or "no place of the right kind"
+
+
+def _with_node_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every node of the main graph has a name of its own."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    taken: set[str] = set()
+    for number, node in enumerate(copy.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{number}"
+            while node.name in taken:
+                node.name += "_"
+        taken.add(node.name)
+    return copy
