@@ -66,9 +66,10 @@ def bind(store: Store, source: Model, target: Model, *, reshaped: tuple[bool, bo
         store = _with_batch_axis(store, target.inputs, to_target)
     binding = Binding(None if reshaped[0] else to_source, None if reshaped[1] else to_target, chunk)
     if not isinstance(store, Pictures):
-        for keys, specs in ((binding.source, source.inputs), (binding.target, target.inputs)):
-            for spec in specs if keys is not None else ():
-                check_layout(store.sample[keys[spec.name]], spec)
+        for keys, specs in ((binding.source or {}, source.inputs), (binding.target or {}, target.inputs)):
+            for spec in specs:
+                if spec.name in keys:
+                    check_layout(store.sample[keys[spec.name]], spec)
     return store, binding
 
 
