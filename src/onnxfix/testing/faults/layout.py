@@ -59,7 +59,8 @@ class PermuteFlatten(FaultOperator):
     kind = FaultKind.TENSOR_LAYOUT
 
     def candidates(self, graph: Graph) -> list[Candidate]:
-        flattens: list[Candidate] = [(n.name,) for n in graph.data_nodes("Flatten", "Reshape") if _flattens_map(graph, n)]
+        reshapes = graph.data_nodes("Flatten", "Reshape")
+        flattens: list[Candidate] = [(node.name,) for node in reshapes if _flattens_map(graph, node)]
         if flattens:
             return flattens
         dense = [node for node in graph.data_nodes(*_DENSE) if _is_dense(graph, node)]
