@@ -1,0 +1,324 @@
+"""Keras files: loading them safely, old ones included, and replacing weights inside them."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxfix.errors import ExportError, LoadError
+from onnxfix.frameworks.lowering_tf2onnx import first_line
+from onnxfix.frameworks.sniff import Content, expect, sniff
+
+if TYPE_CHECKING:
+    from onnxfix.model import Model
+
+_WEIGHTS = "model.weights.h5"
+_POLICIES = frozenset({"Policy", "PolicyV1", "DTypePolicy"})
+_BASE_KEYS = frozenset({
+    "name", "trainable", "dtype", "autocast", "activity_regularizer", "batch_shape", "batch_input_shape",
+    "input_shape", "input_dim", "weights",
+})
+
+
+def load_file(path: Path) -> Any:
+    """Load a ``.keras`` or ``.h5`` file without compiling it and without running code that it carries.
+
+    Files that Keras 3 refuses because of configuration keys of older versions are read with those keys dropped.
+
+    Raises:
+        LoadError: the file is damaged, holds no model, or needs Python code that is not in it.
+    """
+    kinds = (Content.HDF5,) if path.suffix.lower() in (".h5", ".hdf5") else (Content.KERAS_ZIP, Content.HDF5)
+    kind = expect(path, kinds, "a Keras model file")
+    config = _config(path, kind)
+    _refuse_code(config, path)
+    # Keras goes by the suffix; .keras files written before Keras 2.12 are HDF5.
+    wanted = ".h5" if kind is Content.HDF5 else ".keras"
+    if path.suffix.lower() in ((".h5", ".hdf5") if kind is Content.HDF5 else (".keras",)):
+        try:
+            return _keras_load(path)
+        except Exception as error:  # Keras wraps a broken configuration in whatever its constructors raise
+            refusal: Exception | None = error
+    else:
+        refusal = None
+    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
+        mended = Path(folder) / f"model{wanted}"
+        _write_with_config(path, mended, _modern(config), kind)
+        try:
+            return _keras_load(mended)
+        except Exception as error:  # see above
+            raise LoadError(_why(path, config, refusal or error)) from error
+
+
+def copied(model: Any) -> Any:
+    """A deep copy of an in-memory model, through Keras's own serialisation.
+
+    Raises:
+        ExportError: the model cannot be serialised.
+    """
+    import keras
+
+    from onnxfix.frameworks.keras_calls import layer_paths
+
+    classes = {type(part) for part in (model, *(layer for _, layer in layer_paths(model)))}
+    own = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
+    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
+        path = Path(folder) / "model.keras"
+        try:
+            model.save(path)
+            # The code that a Lambda layer may carry is the caller's own, taken from memory: files never get here.
+            return keras.saving.load_model(path, custom_objects=own, compile=False, safe_mode=False)
+        except Exception as error:  # a model's own get_config() may raise anything
+            raise ExportError(
+                f"The Keras model {model.name} cannot be copied: {first_line(error)}; save the repaired model as "
+                ".onnx instead."
+            ) from error
+
+
+def save_file(model: Model, changed: Any, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write ``changed``, the copy of ``model.native`` in which ``parameters`` were replaced.
+
+    Into a copy of the original file where that has the same format, so that everything else in it stays as it was.
+
+    Raises:
+        ExportError: the suffix is none of Keras's.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".keras", ".h5", ".hdf5"):
+        raise ExportError(f"A Keras model is saved as .keras, .h5 or .onnx, not as {suffix or 'a directory'}.")
+    kind = sniff(model.path) if model.path else None
+    if model.path and kind is Content.HDF5 and suffix != ".keras":
+        shutil.copyfile(model.path, path)
+        if _rewrite_h5(path, model.native, parameters):
+            return
+    if model.path and kind is Content.KERAS_ZIP and suffix == ".keras" and _rewrite_zip(model, changed, path):
+        return
+    changed.save(path)
+
+
+def _keras_load(path: Path) -> Any:
+    import keras
+
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def _config(path: Path, kind: Content) -> dict[str, Any]:
+    """The model configuration that a file holds."""
+    import h5py
+
+    try:
+        if kind is Content.KERAS_ZIP:
+            with zipfile.ZipFile(path) as archive:
+                text: Any = archive.read("config.json")
+        else:
+            with h5py.File(path, "r") as file:
+                text = file.attrs.get("model_config")
+        if text is None:
+            raise LoadError(
+                f"{path} holds weights but no model: give the file written by model.save(), or load the model in "
+                "Python and pass it."
+            )
+        config: dict[str, Any] = json.loads(text)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
+        raise LoadError(
+            f"{path} is a damaged Keras file (it was cut off or overwritten): download or save it again."
+        ) from error
+    return config
+
+
+def _refuse_code(config: Any, path: Path) -> None:
+    """Lambda layers carry marshalled Python code; it is never run."""
+    for node in _objects(config):
+        function = node["config"].get("function") if isinstance(node.get("config"), dict) else None
+        pickled = isinstance(function, list) or (
+            isinstance(function, dict) and function.get("class_name") == "__lambda__"
+        )
+        if node.get("class_name") == "Lambda" and pickled:
+            raise LoadError(
+                f"{path} has a Lambda layer that carries Python code, which onnxfix does not run: load the model in "
+                "Python with safe_mode=False if you trust it, and pass the keras.Model."
+            )
+
+
+def _objects(config: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(config, dict):
+        if "class_name" in config:
+            yield config
+        for value in config.values():
+            yield from _objects(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _objects(value)
+
+
+def _modern(config: Any) -> Any:
+    """The configuration as Keras 3 takes it: no keys that a layer's constructor does not know."""
+    if isinstance(config, list):
+        return [_modern(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    made = {key: _modern(value) for key, value in config.items()}
+    inner = made.get("config")
+    if not isinstance(inner, dict) or "class_name" not in made:
+        return made
+    if made["class_name"] in _POLICIES:
+        return inner.get("name", "float32")
+    if made["class_name"] == "Model":
+        made["class_name"] = "Functional"
+    accepted = _accepted(made["class_name"])
+    if accepted is not None and "layers" not in inner:
+        made["config"] = {key: value for key, value in inner.items() if key in accepted}
+    return made
+
+
+def _accepted(class_name: str) -> frozenset[str] | None:
+    """Names of the arguments that a Keras layer's constructor takes; None where it is no layer of Keras."""
+    import keras
+
+    layer = getattr(keras.layers, class_name, None)
+    if not (inspect.isclass(layer) and issubclass(layer, keras.layers.Layer)):
+        return None
+    names: set[str] = set()
+    for base in layer.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        arguments = inspect.signature(base.__init__).parameters
+        names.update(arguments)
+        if not any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments.values()):
+            return frozenset(names)
+        if base is keras.layers.Layer:
+            break
+    return frozenset(names | _BASE_KEYS)
+
+
+def _write_with_config(source: Path, target: Path, config: Any, kind: Content) -> None:
+    import h5py
+
+    text = json.dumps(config)
+    if kind is Content.KERAS_ZIP:
+        _copy_zip(source, target, {"config.json": text.encode()})
+        return
+    shutil.copyfile(source, target)
+    target.chmod(0o600)
+    with h5py.File(target, "r+") as file:
+        del file.attrs["model_config"]
+        file.attrs["model_config"] = text
+
+
+def _copy_zip(source: Path, target: Path, replaced: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry, replaced.get(entry.filename, old.read(entry)))
+
+
+def _why(path: Path, config: Any, error: Exception) -> str:
+    import keras
+
+    known = {*dir(keras.layers), *dir(keras.initializers), *dir(keras.regularizers), *dir(keras.constraints),
+             "Functional", "Sequential", "Model", *_POLICIES}
+    unknown = sorted({
+        node["class_name"] for node in _objects(config)
+        if node.get("class_name") not in known and isinstance(node.get("class_name"), str)
+        and "module" in node and not str(node["module"]).startswith("keras")
+    })
+    if unknown:
+        return (
+            f"{path} uses the custom class {', '.join(unknown)}, which is not in the file: load the model in Python "
+            "with custom_objects, and pass the keras.Model."
+        )
+    return f"Keras cannot load {path}: {first_line(error)}."
+
+
+def _rewrite_h5(path: Path, native: Any, parameters: Mapping[str, np.ndarray]) -> bool:
+    """Replace weights in a legacy HDF5 file; False, with the file untouched, where they cannot all be located."""
+    import h5py
+
+    from onnxfix.frameworks.keras import variables
+
+    path.chmod(0o600)
+    by_name = variables(native)
+    names = {id(v): name for name, v in by_name.items()}
+    with h5py.File(path, "r+") as file:
+        datasets: dict[str, Any] = {}
+        for variable, dataset in _h5_weights(file["model_weights"], native):
+            if np.array_equal(dataset[()], np.asarray(variable), equal_nan=True):
+                datasets[names[id(variable)]] = dataset
+        if not set(parameters) <= set(datasets):
+            return False
+        for name, value in parameters.items():
+            datasets[name][...] = value
+    return True
+
+
+def _h5_weights(group: Any, native: Any) -> Iterator[tuple[Any, Any]]:
+    """Pairs of variable and dataset, in the order by which Keras matches them."""
+    layers = [(layer, layer.trainable_weights + layer.non_trainable_weights) for layer in native.layers]
+    stored = [group[name] for name in _strings(group, "layer_names")]
+    with_weights = [part for part in stored if _strings(part, "weight_names")]
+    for (_, weights), part in zip([pair for pair in layers if pair[1]], with_weights, strict=False):
+        for variable, name in zip(weights, _strings(part, "weight_names"), strict=False):
+            yield variable, part[name]
+
+
+def _strings(group: Any, attribute: str) -> list[str]:
+    """A string list attribute; Keras splits long ones into ``layer_names0``, ``layer_names1`` ..."""
+    values = list(group.attrs.get(attribute, ()))
+    chunk = 0
+    while f"{attribute}{chunk}" in group.attrs:
+        values.extend(group.attrs[f"{attribute}{chunk}"])
+        chunk += 1
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _rewrite_zip(model: Model, changed: Any, path: Path) -> bool:
+    """Replace weights in a copy of a ``.keras`` archive; False where its layout is not today's Keras's."""
+    if model.path is None:
+        return False
+    with zipfile.ZipFile(model.path) as archive:
+        original = archive.read(_WEIGHTS) if _WEIGHTS in archive.namelist() else None
+    if original is None:
+        return False
+    before, after = _weights_of(model.native), _weights_of(changed)
+    with _opened(original) as (file, content):
+        for name, value in after.items():
+            if name in before and np.array_equal(before[name], value, equal_nan=True):
+                continue
+            if name not in before or name not in file or not np.array_equal(file[name][()], before[name]):
+                return False
+            file[name][...] = value
+    _copy_zip(model.path, path, {_WEIGHTS: content.getvalue()})
+    return True
+
+
+def _weights_of(model: Any) -> dict[str, np.ndarray]:
+    """Dataset name -> value, as today's Keras stores the model."""
+    import h5py
+
+    found: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r") as file:
+            file.visititems(
+                lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+    return found
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[tuple[Any, io.BytesIO]]:
+    import h5py
+
+    stream = io.BytesIO(content)
+    with h5py.File(stream, "r+") as file:
+        yield file, stream
