@@ -156,6 +156,21 @@ def with_initializers(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) 
     return copy
 
 
+def name_nodes(proto: onnx.ModelProto) -> None:
+    """Give every node without a name, or with one that an earlier node has, a free one: ``Conv_3``."""
+    taken = {node.name for node in _nodes(proto.graph)}
+    seen: set[str] = set()
+    for index, node in enumerate(_nodes(proto.graph)):
+        if not node.name or node.name in seen:
+            stem = node.name or node.op_type
+            name = f"{stem}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)
+
+
 def _is_ir_model(obj: object) -> bool:
     return type(obj).__module__.startswith("onnx_ir") and type(obj).__name__ == "Model"
 
@@ -228,23 +243,8 @@ def _runnable(native: onnx.ModelProto, *, owned: bool) -> onnx.ModelProto:
         proto.CopyFrom(native)
     proto.ir_version = version
     if unnamed:
-        _name_nodes(proto)
+        name_nodes(proto)
     return proto
-
-
-def _name_nodes(proto: onnx.ModelProto) -> None:
-    """Give every node without a name, or with one that an earlier node has, a free one: ``Conv_3``."""
-    taken = {node.name for node in _nodes(proto.graph)}
-    seen: set[str] = set()
-    for index, node in enumerate(_nodes(proto.graph)):
-        if not node.name or node.name in seen:
-            stem = node.name or node.op_type
-            name = f"{stem}_{index}"
-            while name in taken:
-                name += "_"
-            node.name = name
-            taken.add(name)
-        seen.add(node.name)
 
 
 @cache

@@ -1,0 +1,89 @@
+"""PyTorch files: which of the things that torch writes a file is, and reading it without running its pickles."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from onnxfix.errors import LoadError, MissingDependencyError
+from onnxfix.frameworks.sniff import Content, expect
+from onnxfix.frameworks.torch_lowering import quiet
+
+_TORCH = (Content.TORCH_ZIP, Content.TORCH_LEGACY, Content.PICKLE)
+
+
+def require_torch() -> None:
+    """Check that torch is there.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("torch", "pytorch", "reading a PyTorch model") from error
+
+
+def read_torch(path: Path) -> Any:
+    """Read an ``ExportedProgram`` or a TorchScript module (in inference mode), on the CPU.
+
+    Pickled modules and checkpoints are refused: unpickling runs code that the file brings along.
+
+    Raises:
+        LoadError: the file is something else, damaged, or only weights.
+        MissingDependencyError: torch is not installed.
+    """
+    if expect(path, _TORCH, "a PyTorch program") is not Content.TORCH_ZIP:
+        raise LoadError(_only_weights(path))
+    leaves, folders = _members(path)
+    if "constants.pkl" in leaves and "code" in folders:
+        return _read_script(path)
+    if leaves & {"archive_format", "serialized_exported_program.json"}:
+        return _read_program(path)
+    raise LoadError(_only_weights(path))
+
+
+def _members(path: Path) -> tuple[set[str], set[str]]:
+    """Names of the archive's members without their folders, and names of all folders."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [Path(name) for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise LoadError(f"{path} is a damaged PyTorch archive: download or export it again.") from error
+    return {name.name for name in names}, {part for name in names for part in name.parts[:-1]}
+
+
+def _read_script(path: Path) -> Any:
+    require_torch()
+    import torch
+
+    try:
+        with quiet():
+            module = torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:  # torch raises RuntimeError and pickle's own errors, the C++ side more
+        raise LoadError(f"{path} is a TorchScript file that torch cannot read: {_first(error)}.") from error
+    return module.eval()
+
+
+def _read_program(path: Path) -> Any:
+    require_torch()
+    import torch
+
+    try:
+        with quiet():
+            return torch.export.load(str(path))
+    except Exception as error:  # as above
+        raise LoadError(f"{path} is an exported program that torch cannot read: {_first(error)}.") from error
+
+
+def _only_weights(path: Path) -> str:
+    return (
+        f"{path} holds only weights or a pickled module, not a program: build the module, load_state_dict it, and pass "
+        "the module with inputs=."
+    )
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:")[:300] if lines else type(error).__name__
