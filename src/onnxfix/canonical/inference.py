@@ -14,8 +14,12 @@ _SMALL = 64
 _IMPORTS = [onnx.helper.make_opsetid("", EXPRESSION_OPSET)]
 
 
-def infer_graph(model: ir.Model) -> bool:
-    """Infer shapes and types of all values; what was declared stays only where nothing can be inferred.
+def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
+    """Infer shapes and types of all values.
+
+    Args:
+        model: The model, whose values get the shapes.
+        trust: Build on the shapes that intermediate values have; else they only fill what inference leaves open.
 
     Returns:
         Whether any value got a shape it did not have.
@@ -23,7 +27,7 @@ def infer_graph(model: ir.Model) -> bool:
     values = [output for node in model.graph.all_nodes() for output in node.outputs if not output.is_graph_output()]
     declared = [(value, value.shape) for value in values]
     for value in values:
-        value.shape = None
+        value.shape = value.shape if trust else None
     ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     changed = False
     for value, shape in declared:

@@ -120,9 +120,46 @@ def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) 
         with np.errstate(all="ignore"):
             value = _ARITHMETIC[op](*(o.astype(np.float64) for o in present))
         return (np.asarray(value, dtype=present[0].dtype),)
-    if op == "Transpose" and present:
-        return (np.ascontiguousarray(np.transpose(present[0], attributes.get("perm"))),)
+    if op in _DIRECT and len(present) == len(operands):
+        return (np.ascontiguousarray(_DIRECT[op](present, attributes)),)
     return _reference(op, operands, attributes)
+
+
+def _reshape(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
+    data, target = operands[0], [int(d) for d in operands[1]]
+    if not attributes.get("allowzero"):
+        target = [data.shape[k] if d == 0 else d for k, d in enumerate(target)]
+    return data.reshape(target)
+
+
+def _unsqueeze(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
+    return np.expand_dims(operands[0], tuple(int(a) for a in np.atleast_1d(operands[1])))
+
+
+def _squeeze(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
+    return np.squeeze(operands[0], tuple(int(a) for a in operands[1]) if len(operands) > 1 else None)
+
+
+def _expand(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
+    return np.broadcast_to(operands[0], np.broadcast_shapes(operands[0].shape, tuple(int(d) for d in operands[1])))
+
+
+def _shape(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
+    return np.asarray(operands[0].shape[attributes.get("start", 0) : attributes.get("end")], dtype=np.int64)
+
+
+# Ops that numpy spells directly; the reference evaluator builds a model for each call.
+_DIRECT: dict[str, Callable[[list[Array], Mapping[str, Any]], Array]] = {
+    "Transpose": lambda operands, attributes: np.transpose(operands[0], attributes.get("perm")),
+    "Identity": lambda operands, attributes: operands[0],
+    "Concat": lambda operands, attributes: np.concatenate(operands, axis=attributes["axis"]),
+    "Gather": lambda operands, attributes: np.take(operands[0], operands[1], axis=attributes.get("axis", 0)),
+    "Reshape": _reshape,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Expand": _expand,
+    "Shape": _shape,
+}
 
 
 def _reference(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:

@@ -10,10 +10,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.folding import FoldConstants
+from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.naming import emit
+from onnxfix.canonical.opset import UnifyOpset
 from onnxfix.canonical.origins import Origin
+from onnxfix.canonical.reshaping import SpellReshapes
+from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.errors import CanonicalizationError
 
 if TYPE_CHECKING:
@@ -42,7 +47,14 @@ class NormalForm:
 
 def passes() -> tuple[ir.passes.InPlacePass, ...]:
     """The passes of one round, in order."""
-    return ()
+    return (
+        FoldConstants(),
+        FoldShapes(),
+        RemoveNoOps(),
+        SpellReshapes(),
+        MergeEqualNodes(),
+        RemoveDeadCode(),
+    )
 
 
 def normal_form(proto: onnx.ModelProto) -> NormalForm:
@@ -58,7 +70,8 @@ def normal_form(proto: onnx.ModelProto) -> NormalForm:
         CanonicalizationError: the passes do not settle, or the model cannot be read.
     """
     model = ingest(proto)
-    infer_graph(model)
+    infer_graph(model, trust=False)
+    UnifyOpset()(model)
     _settle(model)
     canonical, origins, provenance = emit(model)
     return NormalForm(canonical, origins, provenance, LoweredParameters(proto))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from onnxfix.canonical.origins import Apply, Literal, Origin, Parameter, apply
 
 ORIGIN = "onnxfix.origin"
 LOWERED = "onnxfix.lowered"
-_COUNTER = "onnxfix.constants"
+# Numbers the constants that passes make; the normal form renames them all.
+_SERIAL = count()
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
@@ -48,7 +50,10 @@ def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """The only node that reads a value, once, or None; a graph output always has another reader."""
     uses = value.uses()
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    node: ir.Node = uses[0].node
+    return node
 
 
 # Names that exporters give to dimensions they know nothing about: equal names say nothing.
@@ -196,11 +201,9 @@ class Editor:
 
     def _register(self, content: np.ndarray, origin: Origin, hint: str) -> ir.Value:
         stem = hint.partition("@")[0]
-        count = int(self.graph.meta.get(_COUNTER, 0))
-        self.graph.meta[_COUNTER] = count + 1
-        name = f"{stem}@{count}"
+        name = f"{stem}@{next(_SERIAL)}"
         self.modified = True
-        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(content), name=name))
+        value = ir.val(name, const_value=ir.tensor(np.asarray(content, order="C"), name=name))
         value.meta[ORIGIN] = origin
         self.graph.register_initializer(value)
         return value

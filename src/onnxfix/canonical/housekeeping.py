@@ -1,0 +1,243 @@
+"""Take out what computes nothing: identities, inference dropout, no-ops, dead code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_op, producer, rank
+
+_FULL = 2**31 - 1
+
+
+class RemoveNoOps(ir.passes.InPlacePass):
+    """``op(x) -> x`` where the op provably returns its operand unchanged.
+
+    Identity; Dropout outside training; Cast to the same type; Reshape, Expand, Tile, Slice, Pad, Transpose that change
+    nothing; Concat, Sum, Max, Min, Mean of one; Mul and Div by a literal 1, Add and Sub of a literal 0 (only where no
+    broadcast or promotion happens). ``0 + x`` is kept for float signed zeros only in theory: -0 + 0 = 0 compares equal.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Let readers of each no-op read its operand."""
+        editor = Editor(model.graph)
+        for node in list(model.graph):
+            rule = _NO_OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            kept = None if rule is None else rule(node)
+            if kept is None or (node.outputs[0].is_graph_output() and _only_copies(kept)):
+                continue
+            if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+                continue
+            if is_op(node, "Identity") and node.outputs[0].is_graph_output() and kept.producer() is None:
+                continue
+            editor.replace(node.outputs[0], kept)
+            editor.remove([node])
+        return ir.passes.PassResult(model, editor.modified)
+
+
+def _only_copies(value: ir.Value) -> bool:
+    """Whether a graph output can only be reached through an Identity: an input, a constant, another output."""
+    return value.producer() is None or value.is_graph_output()
+
+
+def _identity(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0]
+
+
+def _dropout(node: ir.Node) -> ir.Value | None:
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    training = array(mode)
+    inert = mode is None or (training is not None and not bool(training))
+    ratio = array(node.inputs[1]) if len(node.inputs) > 1 else None
+    return node.inputs[0] if inert or (ratio is not None and float(ratio) == 0.0) else None
+
+
+def _cast(node: ir.Node) -> ir.Value | None:
+    x = node.inputs[0]
+    return x if x is not None and x.dtype is not None and int(x.dtype) == attribute(node, "to") else None
+
+
+def _transpose(node: ir.Node) -> ir.Value | None:
+    perm = attribute(node, "perm")
+    return node.inputs[0] if perm is not None and perm == sorted(perm) else None
+
+
+def same_shape(a: ir.Value | None, b: ir.Value | None) -> bool:
+    """Whether two values provably have the same shape."""
+    first, second = dims(a), dims(b)
+    return first is not None and first == second and None not in first
+
+
+def _same_shape(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0] if same_shape(node.inputs[0], node.outputs[0]) else None
+
+
+def _reshape(node: ir.Node) -> ir.Value | None:
+    """Besides equal shapes: at most one unknown dimension, all others equal and in place."""
+    if same_shape(node.inputs[0], node.outputs[0]):
+        return node.inputs[0]
+    target, shape = array(node.inputs[1]), dims(node.inputs[0])
+    if target is None or shape is None or len(target) != len(shape) or attribute(node, "allowzero", 0):
+        return None
+    kept = [int(t) == 0 or int(t) == d for t, d in zip(target, shape, strict=True)]
+    open_ended = [k for k, same in enumerate(kept) if not same]
+    return node.inputs[0] if not open_ended or (len(open_ended) == 1 and int(target[open_ended[0]]) == -1) else None
+
+
+def _expand(node: ir.Node) -> ir.Value | None:
+    target, shape = array(node.inputs[1]), dims(node.inputs[0])
+    if target is not None and shape is not None and len(target) <= len(shape):
+        tail = shape[len(shape) - len(target):]
+        if all(int(t) == 1 or int(t) == d for t, d in zip(target, tail, strict=True)):
+            return node.inputs[0]
+    return _same_shape(node)
+
+
+def _tile(node: ir.Node) -> ir.Value | None:
+    repeats = array(node.inputs[1])
+    return node.inputs[0] if repeats is not None and bool(np.all(repeats == 1)) else None
+
+
+def _slice(node: ir.Node) -> ir.Value | None:
+    starts, ends = array(node.inputs[1]), array(node.inputs[2])
+    axes = array(node.inputs[3]) if len(node.inputs) > 3 else None
+    steps = array(node.inputs[4]) if len(node.inputs) > 4 else None
+    if steps is not None and np.any(steps != 1):
+        return None
+    if starts is not None and ends is not None and bool(np.all(starts == 0)):
+        shape = dims(node.inputs[0])
+        places = range(len(starts)) if axes is None else [int(a) for a in axes]
+        sizes = [shape[a] if shape is not None and -len(shape) <= a < len(shape) else None for a in places]
+        if all(int(e) >= _FULL or (isinstance(d, int) and int(e) >= d) for e, d in zip(ends, sizes, strict=True)):
+            return node.inputs[0]
+    return None
+
+
+def _pad(node: ir.Node) -> ir.Value | None:
+    pads = array(node.inputs[1])
+    return node.inputs[0] if pads is not None and bool(np.all(pads == 0)) else None
+
+
+def _variadic(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0] if len(node.inputs) == 1 else None
+
+
+def _neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node], ir.Value | None]:
+    """``x * 1`` and the like, where the constant neither broadcasts ``x`` nor came from a parameter's fault."""
+
+    def rule(node: ir.Node) -> ir.Value | None:
+        for side in sides:
+            constant, other = array(node.inputs[side]), node.inputs[1 - side]
+            if constant is None or other is None or not np.all(constant == element):
+                continue
+            if constant.size > 1 and producer(other, "MatMul", "Gemm", "Conv", "ConvTranspose") is not None:
+                continue  # the bias or scale of a layer: a zeroed one is a difference of values, not of structure
+            place = rank(other)
+            if constant.size == 1 and place is not None and constant.ndim <= place:
+                return other
+            if same_shape(other, node.outputs[0]):
+                return other
+        return None
+
+    return rule
+
+
+_NO_OPS: dict[str, Callable[[ir.Node], ir.Value | None]] = {
+    "Identity": _identity,
+    "Dropout": _dropout,
+    "Cast": _cast,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Tile": _tile,
+    "Slice": _slice,
+    "Pad": _pad,
+    **dict.fromkeys(("Concat", "Sum", "Max", "Min", "Mean"), _variadic),
+    "Mul": _neutral(1.0, (0, 1)),
+    "Div": _neutral(1.0, (1,)),
+    "Add": _neutral(0.0, (0, 1)),
+    "Sub": _neutral(0.0, (1,)),
+    "Pow": _neutral(1.0, (1,)),
+}
+
+
+class RemoveDeadCode(ir.passes.InPlacePass):
+    """Remove nodes and constants that no output depends on; optional outputs that nobody reads are dropped."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Walk the nodes backwards once."""
+        editor = Editor(model.graph)
+        for node in reversed(list(model.graph)):
+            editor.remove([node])
+            if node.graph is not None and len(node.outputs) > 1:
+                _drop_outputs(editor, node)
+        for name, value in list(model.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del model.graph.initializers[name]
+                editor.modified = True
+        return ir.passes.PassResult(model, editor.modified)
+
+
+# Outputs past the first that a node may simply not have.
+_OPTIONAL_OUTPUTS = frozenset({"MaxPool", "Dropout", "BatchNormalization", "LayerNormalization", "SkipLayerNormalization"})
+
+
+def _drop_outputs(editor: Editor, node: ir.Node) -> None:
+    if not is_op(node, *_OPTIONAL_OUTPUTS):
+        return
+    count = len(node.outputs)
+    while count > 1 and not node.outputs[count - 1].uses() and not node.outputs[count - 1].is_graph_output():
+        count -= 1
+    if count < len(node.outputs):
+        node.resize_outputs(count)
+        editor.modified = True
+
+
+class MergeEqualNodes(ir.passes.InPlacePass):
+    """Common subexpressions: nodes with the same op, attributes and operands become one.
+
+    Constants count as equal when their content is equal (up to 4096 elements) or when they are the same value.
+    Random ops and control flow are left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Merge in topological order, so that equal chains merge in one walk."""
+        editor = Editor(model.graph)
+        seen: dict[object, ir.Node] = {}
+        outputs = {id(o) for o in model.graph.outputs}
+        for node in list(model.graph):
+            key = _key(node)
+            if key is None:
+                continue
+            first = seen.setdefault(key, node)
+            if first is node or any(id(o) in outputs for o in node.outputs):
+                continue
+            for old, new in zip(node.outputs, first.outputs, strict=True):
+                editor.replace(old, new)
+            editor.remove([node])
+        return ir.passes.PassResult(model, editor.modified)
+
+
+_NEVER_MERGED = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+_COMPARED = 4096
+
+
+def _key(node: ir.Node) -> object | None:
+    if is_op(node, *_NEVER_MERGED):
+        return None
+    attributes = []
+    for name, attr in sorted(node.attributes.items()):
+        if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR):
+            return None
+        attributes.append((name, repr(attr.value)))
+    operands = tuple(_operand_key(value) for value in node.inputs)
+    return node.domain, node.op_type, len(node.outputs), tuple(attributes), operands
+
+
+def _operand_key(value: ir.Value | None) -> object:
+    content = array(value)
+    if content is None or content.size > _COMPARED or content.dtype.kind not in "fiub":
+        return id(value)
+    return content.dtype.str, content.shape, content.tobytes()
