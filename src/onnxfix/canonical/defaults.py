@@ -1,0 +1,80 @@
+"""Attributes are spelled out: schema defaults, what ops imply, axes counted from the front."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+
+from onnxfix.canonical.origins import EXPRESSION_OPSET
+from onnxfix.canonical.queries import dims, rank, set_attribute
+
+_WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
+# Ops whose axis attribute counts the dimensions of the first operand.
+_AXIS = frozenset(
+    {"Softmax", "LogSoftmax", "Hardmax", "Concat", "Split", "Gather", "GatherElements", "ScatterElements", "Scatter",
+     "ArgMax", "ArgMin", "LayerNormalization", "TopK", "Compress", "QuantizeLinear", "DequantizeLinear",
+     "LpNormalization"}
+)
+
+
+class ExplicitAttributes(ir.passes.InPlacePass):
+    """``Conv(x, W) = Conv(x, W, strides=[1, 1], group=1, ...)``, ``Softmax(axis=-1) = Softmax(axis=r-1)``."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fill in what is left out."""
+        modified = False
+        for node in model.graph:
+            if node.domain != "":
+                continue
+            for attribute in _defaults(node.op_type):
+                if attribute.name not in node.attributes:
+                    node.attributes[attribute.name] = attribute
+                    modified = True
+            if node.op_type in _WINDOWED:
+                modified |= _windowed(node)
+            if node.op_type in _AXIS:
+                modified |= _positive_axis(node)
+            if node.op_type == "Transpose" and "perm" not in node.attributes and rank(node.inputs[0]) is not None:
+                modified |= set_attribute(node, "perm", list(reversed(range(rank(node.inputs[0]) or 0))))
+        return ir.passes.PassResult(model, modified)
+
+
+@cache
+def _defaults(op_type: str) -> tuple[ir.Attr, ...]:
+    try:
+        schema = onnx.defs.get_schema(op_type, EXPRESSION_OPSET)
+    except onnx.defs.SchemaError:
+        return ()
+    return tuple(
+        ir.serde.deserialize_attribute(attribute.default_value)
+        for attribute in schema.attributes.values()
+        if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
+    )
+
+
+def _windowed(node: ir.Node) -> bool:
+    kernel = dims(node.inputs[1]) if node.op_type.startswith("Conv") else None
+    window = node.attributes.get_ints("kernel_shape")
+    if window is None and kernel is not None and all(d is not None for d in kernel):
+        window = [d for d in kernel[2:] if d is not None]
+    if window is None:
+        return False
+    modified = set_attribute(node, "kernel_shape", window)
+    spatial = len(window)
+    implied = {"strides": [1] * spatial, "dilations": [1] * spatial}
+    if node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in node.attributes:
+        implied["pads"] = [0] * (2 * spatial)
+    if node.op_type == "ConvTranspose":
+        implied["output_padding"] = [0] * spatial
+    for name, value in implied.items():
+        if name not in node.attributes:
+            modified |= set_attribute(node, name, value)
+    return modified
+
+
+def _positive_axis(node: ir.Node) -> bool:
+    axis = node.attributes.get_int("axis")
+    size = rank(node.inputs[0])
+    return axis is not None and axis < 0 and size is not None and set_attribute(node, "axis", axis + size)

@@ -1,0 +1,126 @@
+"""One spelling for dense layers: Gemm for matrices, MatMul and Add for anything of higher rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfix.canonical.channels import plain_gemm
+from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, rank, scalar
+from onnxfix.canonical.rewriting import Editor, array, is_constant
+
+
+class SpellDense(ir.passes.InPlacePass):
+    """Dense layers with a constant kernel.
+
+    - ``MatMul(x, W) = Gemm(x, W, 0)`` for a matrix x
+    - ``Gemm(x, W, c, alpha, beta, transB=1) = Gemm(x, alpha * W^T, beta * c)`` with c spread to [out]
+    - a 1x1 Conv on a 1x1 map is ``Reshape(Gemm(Reshape(x), W^T, b))``
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Respell."""
+        editor = Editor(model.graph)
+        for node in nodes_of(model.graph, "MatMul"):
+            _matmul(editor, node)
+        for node in nodes_of(model.graph, "Gemm"):
+            _gemm(editor, node)
+        for node in nodes_of(model.graph, "Conv"):
+            _pointwise(editor, node)
+        return ir.passes.PassResult(model, editor.modified)
+
+
+def _dense(
+    editor: Editor, node: ir.Node, value: ir.Value | None, kernel: ir.Value | None, bias: ir.Value | None,
+    trans_a: int = 0,
+) -> ir.Node:
+    attributes = {"alpha": 1.0, "beta": 1.0, "transA": trans_a, "transB": 0}
+    return editor.node("Gemm", [value, kernel, bias], like=[node], before=node, attributes=attributes)
+
+
+def _zeros(editor: Editor, kernel: ir.Value, channels: int) -> ir.Value:
+    assert kernel.dtype is not None
+    return editor.literal(np.zeros(channels, kernel.dtype.numpy()), f"{kernel.name}.bias")
+
+
+def _matmul(editor: Editor, node: ir.Node) -> None:
+    value, kernel = node.inputs
+    shape = dims(kernel)
+    if kernel is None or not is_constant(kernel) or shape is None or len(shape) != 2 or not is_float(kernel):
+        return
+    if rank(value) != 2 or shape[1] is None or is_constant(value):
+        return
+    dense = _dense(editor, node, value, kernel, _zeros(editor, kernel, shape[1]))
+    editor.replace(node.outputs[0], dense.outputs[0])
+    editor.remove([node])
+
+
+def _gemm(editor: Editor, node: ir.Node) -> None:
+    value, kernel = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if kernel is None or not is_constant(kernel) or not is_float(kernel) or is_constant(value):
+        return
+    if bias is not None and not is_constant(bias):
+        return
+    trans_a = node.attributes.get_int("transA", 0)
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    plain = plain_gemm(node) or (trans_a and alpha == beta == 1.0 and not node.attributes.get_int("transB", 0))
+    shape = dims(kernel) or (0, 0)
+    channels = shape[0] if node.attributes.get_int("transB", 0) else shape[1]
+    if channels is None or (plain and bias is not None and dims(bias) == (channels,)):
+        return
+    spread = _zeros(editor, kernel, channels) if bias is None else _row(editor, bias, channels)
+    if spread is None:
+        return
+    if node.attributes.get_int("transB", 0):
+        kernel = editor.constant("Transpose", kernel, perm=[1, 0])
+    if alpha != 1.0:
+        kernel = editor.constant("Mul", kernel, _number(editor, kernel, alpha))
+    if beta != 1.0 and bias is not None:
+        spread = editor.constant("Mul", spread, _number(editor, kernel, beta))
+    dense = _dense(editor, node, value, kernel, spread, trans_a)
+    editor.replace(node.outputs[0], dense.outputs[0])
+    editor.remove([node])
+
+
+def _number(editor: Editor, like: ir.Value, value: float) -> ir.Value:
+    assert like.dtype is not None
+    return editor.literal(np.asarray(value, like.dtype.numpy()))
+
+
+def _row(editor: Editor, bias: ir.Value, channels: int) -> ir.Value | None:
+    """The [out] vector that a Gemm's third operand amounts to, if it is the same for every row."""
+    content = array(bias)
+    if content is None or content.size not in (1, channels) or (content.ndim == 2 and content.shape[0] != 1):
+        return None
+    if content.shape == (channels,):
+        return bias
+    if content.size == channels:
+        return editor.constant("Reshape", bias, editor.literal(np.array([channels], np.int64)))
+    if scalar(bias) is None:
+        return None
+    flat = editor.constant("Reshape", bias, editor.literal(np.array([1], np.int64)))
+    return editor.constant("Expand", flat, editor.literal(np.array([channels], np.int64)))
+
+
+def _pointwise(editor: Editor, node: ir.Node) -> None:
+    """A Conv that sees a single position."""
+    value, kernel = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    shape, window = dims(value), dims(kernel)
+    if shape is None or window is None or kernel is None or not is_constant(kernel) or not is_constant(bias):
+        return
+    if any(d != 1 for d in (*shape[2:], *window[2:])) or len(shape) < 3 or any(integers(node, "pads", ())):
+        return
+    if node.attributes.get_int("group", 1) != 1:
+        return
+    channels = [int(d or 0) for d in window[:2]]
+    matrix = editor.constant("Reshape", kernel, editor.literal(np.array(channels, np.int64)))
+    matrix = editor.constant("Transpose", matrix, perm=[1, 0])
+    before = editor.literal(np.array([0, channels[1]], np.int64))
+    after = editor.literal(np.array([0, channels[0], *([1] * (len(shape) - 2))], np.int64))
+    flat = editor.node("Reshape", [value, before], like=[node], before=node, attributes={"allowzero": 0})
+    dense = _dense(editor, node, flat.outputs[0], matrix, bias)
+    full = editor.node("Reshape", [dense.outputs[0], after], like=[node], before=node, attributes={"allowzero": 0})
+    editor.replace(node.outputs[0], full.outputs[0])
+    editor.remove([node])

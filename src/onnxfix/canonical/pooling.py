@@ -1,0 +1,100 @@
+"""One spelling for pools over the whole map, and for pool attributes that make no difference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, rank, set_attribute
+from onnxfix.canonical.rewriting import Editor, array
+
+_GLOBAL = {"ReduceMean": "GlobalAveragePool", "AveragePool": "GlobalAveragePool",
+           "ReduceMax": "GlobalMaxPool", "MaxPool": "GlobalMaxPool"}
+
+
+class SpellPools(ir.passes.InPlacePass):
+    """Pools over the whole map become GlobalAveragePool and GlobalMaxPool.
+
+    - ``ReduceMean(x, axes=[2, 3]) = GlobalAveragePool(x)`` (rank 4 and 5; without keepdims a Reshape follows); for
+      rank 3 it is the other way round, where reductions over a sequence are written as such
+    - ``AveragePool(x, kernel=map) = GlobalAveragePool(x)`` where nothing pads
+    - ceil_mode=0 where rounding up or down gives the same size, count_include_pad=0 where nothing pads
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Respell."""
+        editor = Editor(model.graph)
+        for node in nodes_of(model.graph, "ReduceMean", "ReduceMax"):
+            _reduction(editor, node)
+        for node in nodes_of(model.graph, "AveragePool", "MaxPool"):
+            editor.modified |= _plain_attributes(node)
+            if _covers(node):
+                _replace(editor, node, _GLOBAL[node.op_type])
+        for node in nodes_of(model.graph, "GlobalAveragePool", "GlobalMaxPool"):
+            if rank(node.inputs[0]) == 3:
+                _sequence(editor, node)
+        return ir.passes.PassResult(model, editor.modified)
+
+
+def _replace(editor: Editor, node: ir.Node, op: str) -> ir.Value:
+    pooled = editor.node(op, node.inputs[:1], like=[node], before=node).outputs[0]
+    editor.replace(node.outputs[0], pooled)
+    editor.remove([node])
+    return pooled
+
+
+def _reduction(editor: Editor, node: ir.Node) -> None:
+    size = rank(node.inputs[0])
+    axes = array(node.inputs[1]) if len(node.inputs) > 1 else None
+    if size not in (4, 5) or axes is None or sorted(int(a) % size for a in axes) != list(range(2, size)):
+        return
+    if not is_float(node.inputs[0]):
+        return
+    if node.attributes.get_int("keepdims", 1):
+        _replace(editor, node, _GLOBAL[node.op_type])
+        return
+    pooled = editor.node(_GLOBAL[node.op_type], node.inputs[:1], like=[node], before=node)
+    target = editor.literal(np.array([0, 0], np.int64))
+    flat = editor.node("Reshape", [pooled.outputs[0], target], like=[node], before=node, attributes={"allowzero": 0})
+    editor.replace(node.outputs[0], flat.outputs[0])
+    editor.remove([node])
+
+
+def _sequence(editor: Editor, node: ir.Node) -> None:
+    op = "ReduceMean" if node.op_type == "GlobalAveragePool" else "ReduceMax"
+    axes = editor.literal(np.array([2], np.int64))
+    reduced = editor.node(op, [node.inputs[0], axes], like=[node], before=node,
+                          attributes={"keepdims": 1, "noop_with_empty_axes": 0})
+    editor.replace(node.outputs[0], reduced.outputs[0])
+    editor.remove([node])
+
+
+def _covers(node: ir.Node) -> bool:
+    """Whether a pool's only window is the whole map."""
+    shape, window = dims(node.inputs[0]), node.attributes.get_ints("kernel_shape")
+    if shape is None or window is None or len(shape) < 4 or tuple(window) != shape[2:]:
+        return False
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(integers(node, "pads", ())):
+        return False
+    if any(d != 1 for d in integers(node, "dilations", ())):
+        return False
+    return not any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
+
+
+def _plain_attributes(node: ir.Node) -> bool:
+    window = node.attributes.get_ints("kernel_shape") or ()
+    pads = integers(node, "pads", [0] * (2 * len(window)))
+    modified = False
+    if node.op_type == "AveragePool" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET" and not any(pads):
+        modified |= node.attributes.get_int("ceil_mode", 0) == 0 and set_attribute(node, "count_include_pad", 0)
+    shape = dims(node.inputs[0])
+    if node.attributes.get_int("ceil_mode", 0) and shape is not None and None not in shape[2:]:
+        strides = integers(node, "strides", [1] * len(window))
+        dilations = integers(node, "dilations", [1] * len(window))
+        spare = [
+            ((size or 0) + pads[k] + pads[len(window) + k] - (window[k] - 1) * dilations[k] - 1) % strides[k]
+            for k, size in enumerate(shape[2:])
+        ]
+        if not any(spare):
+            modified |= set_attribute(node, "ceil_mode", 0)
+    return modified
