@@ -1,0 +1,125 @@
+"""Which lowered parameter makes a canonical constant wrong, and which value would make it right."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxfix.canonical.origins import Origin, evaluate, invert, parameters_of
+from onnxfix.diagnose.differences import close
+from onnxfix.errors import CanonicalizationError
+from onnxfix.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class WrongConstant:
+    """A canonical constant of the target and the value it should have."""
+
+    name: str
+    expected: np.ndarray
+    actual: np.ndarray
+    source_name: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """A lowered parameter that explains wrong constants.
+
+    Attributes:
+        parameter: Its name.
+        value: The value that makes the constants right.
+        previous: The value it has.
+        constants: The constants it explains.
+    """
+
+    parameter: str
+    value: np.ndarray
+    previous: np.ndarray
+    constants: tuple[WrongConstant, ...]
+
+
+def attribute(
+    source: Model, target: Model, wrong: Iterable[WrongConstant]
+) -> tuple[tuple[Attribution, ...], tuple[WrongConstant, ...]]:
+    """Explain wrong constants of one node by as few parameters as possible.
+
+    One parameter behind all of them comes first (a batch norm's scale makes both kernel and bias wrong); else each
+    constant gets a parameter of its own. Parameters that agree with the source's are not suspected.
+
+    Returns:
+        The attributions, and the constants that no parameter can make right.
+    """
+    wrong = tuple(wrong)
+    single = _common(source, target, wrong) if len(wrong) > 1 else None
+    if single is not None:
+        return (single,), ()
+    found, left = [], []
+    for constant in wrong:
+        made = _first(target, (constant,), _suspects(source, target, constant))
+        if made is None:
+            left.append(constant)
+        else:
+            found.append(made)
+    return tuple(found), tuple(left)
+
+
+def _common(source: Model, target: Model, wrong: tuple[WrongConstant, ...]) -> Attribution | None:
+    suspects = [set(_suspects(source, target, constant)) for constant in wrong]
+    return _first(target, wrong, sorted(set.intersection(*suspects)))
+
+
+def _first(target: Model, wrong: tuple[WrongConstant, ...], names: Iterable[str]) -> Attribution | None:
+    solved = [s for s in (_solve(target, wrong, name) for name in names) if s is not None]
+    return min(solved, key=_implausibility, default=None)
+
+
+def _implausibility(made: Attribution) -> tuple[bool, float]:
+    """A parameter that was zeroed explains more than one that would have to change a lot."""
+    scale = float(np.linalg.norm(made.previous.astype(np.float64)))
+    change = float(np.linalg.norm(made.value.astype(np.float64) - made.previous))
+    return scale > 0, change / scale if scale > 0 else 0.0
+
+
+def _solve(target: Model, wrong: tuple[WrongConstant, ...], name: str) -> Attribution | None:
+    form = target.normal_form
+    parameters = form.parameters
+    try:
+        value = invert(form.origins[wrong[0].name], name, wrong[0].expected, parameters)
+        changed = ChainMap({name: value}, parameters)
+        for constant in wrong:
+            if not _agrees(evaluate(form.origins[constant.name], changed), constant.expected):
+                return None
+    except CanonicalizationError:
+        return None
+    return Attribution(name, value, parameters[name], wrong)
+
+
+def _agrees(value: np.ndarray, expected: np.ndarray) -> bool:
+    if value.shape != expected.shape:
+        return False
+    peak = float(np.abs(expected).max(initial=0.0)) or 1.0
+    return bool(np.allclose(value, expected, rtol=2e-6, atol=1e-6 * peak))
+
+
+def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str]:
+    """Float parameters behind a constant, without those that the source has just the same."""
+    form = target.normal_form
+    origin = form.origins.get(constant.name)
+    if origin is None:
+        return []
+    names = [n for n in parameters_of(origin) if n in form.parameters and form.parameters[n].dtype.kind == "f"]
+    known = _contents(source, constant.source_name)
+    suspected = [n for n in names if not any(close(k, form.parameters[n]) for k in known)]
+    return suspected or names
+
+
+def _contents(source: Model, name: str | None) -> list[np.ndarray]:
+    origin: Origin | None = source.normal_form.origins.get(name or "")
+    if origin is None:
+        return []
+    parameters = source.normal_form.parameters
+    return [parameters[n] for n in parameters_of(origin) if n in parameters]
+

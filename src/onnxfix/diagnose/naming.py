@@ -1,0 +1,64 @@
+"""From canonical names back to the names people know: lowered nodes, layer paths, parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from onnxfix.canonical.origins import Origin, Parameter, parameters_of
+from onnxfix.model import Model
+
+
+def node_names(model: Model, canonical: Iterable[str], *, readers_of: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of canonical nodes in the lowered graph, then in the framework.
+
+    Args:
+        model: The model.
+        canonical: Canonical node names.
+        readers_of: Lowered parameters; where given, of the many lowered nodes behind a canonical one those that read
+            these parameters are meant.
+    """
+    lowered: dict[str, None] = {}
+    provenance = model.normal_form.provenance
+    for name in canonical:
+        behind = provenance.get(name, ())
+        chosen = [n for n in _readers(model, readers_of) if n in behind] or list(behind[:1]) or [name]
+        lowered.update(dict.fromkeys(chosen))
+    layers = dict.fromkeys(model.layers[n] for n in lowered if n in model.layers)
+    return tuple(dict.fromkeys((*lowered, *layers)))
+
+
+def nodes_of_op(model: Model, canonical: str, op: str) -> tuple[str, ...]:
+    """The lowered nodes of one op type behind a canonical node, then their layers; its primary node if none is."""
+    ops = {node.name: node.op_type for node in model.proto.graph.node}
+    behind = model.normal_form.provenance.get(canonical, ())
+    chosen = [n for n in behind if ops.get(n) == op] or list(behind[:1]) or [canonical]
+    return tuple(dict.fromkeys((*chosen, *(model.layers[n] for n in chosen if n in model.layers))))
+
+
+def _readers(model: Model, parameters: Iterable[str]) -> tuple[str, ...]:
+    wanted = set(parameters)
+    if not wanted:
+        return ()
+    return tuple(node.name for node in model.proto.graph.node if wanted & set(node.input))
+
+
+def label(names: tuple[str, ...]) -> str:
+    """One name for a sentence: the framework's own where there is one."""
+    return names[-1] if names else "the graph"
+
+
+def counterpart(model: Model, origin: Origin | None, shape: tuple[int, ...]) -> str | None:
+    """The lowered parameter that a person would name for a canonical constant.
+
+    The one whose elements make up the constant (as many of them, in some order), the largest where none has.
+    """
+    if origin is None:
+        return None
+    if isinstance(origin, Parameter):
+        return origin.name
+    names = [n for n in parameters_of(origin) if n in model.normal_form.parameters]
+    sizes = {n: int(np.size(model.normal_form.parameters[n])) for n in names}
+    exact = [n for n in names if sizes[n] == int(np.prod(shape))]
+    return (exact or sorted(names, key=lambda n: -sizes[n]) or [None])[0]

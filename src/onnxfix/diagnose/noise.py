@@ -1,0 +1,67 @@
+"""How much of a local error is float noise, measured on the region itself.
+
+The source's region is evaluated again with every float operand (its inputs and its constants) moved by a random unit
+in the last place: Monte Carlo arithmetic (Parker, "Monte Carlo arithmetic", UCLA CSD-970002, 1997). What comes out is
+what another order of evaluation may change, for this region, on these data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxfix.runtime.probe import LocalError, measure
+from onnxfix.runtime.session import Session
+
+TRIALS = 2
+
+# Summation errs by a few times what one perturbation of each operand shows; below the floor nothing can be told.
+MARGIN = 10.0
+FLOOR = 3e-6
+
+
+def noise_floor(region: onnx.ModelProto, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray]) -> LocalError:
+    """Measure the noise of a region.
+
+    Args:
+        region: The source's piece as a model of its own.
+        feeds: Recorded values that enter it.
+        outputs: Its outputs on them.
+    """
+    generator = np.random.default_rng(0)
+    error = LocalError()
+    for _ in range(TRIALS):
+        moved = onnx.ModelProto()
+        moved.CopyFrom(region)
+        for tensor in moved.graph.initializer:
+            content = numpy_helper.to_array(tensor)
+            if content.dtype.kind == "f":
+                tensor.CopyFrom(numpy_helper.from_array(_moved(content, generator), tensor.name))
+        values = Session(moved).run({name: _moved(value, generator) for name, value in feeds.items()})
+        trial = measure(outputs, list(values.values()))
+        error = error.joined(trial)
+    return error
+
+
+def _moved(value: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    if value.dtype.kind != "f":
+        return value
+    unit = float(np.finfo(value.dtype).eps)
+    factors = 1 + generator.uniform(-unit, unit, value.shape)
+    return np.asarray(value * factors, dtype=value.dtype)
+
+
+def is_guilty(error: LocalError, noise: LocalError) -> bool:
+    """Whether a local error is more than noise can explain.
+
+    The largest difference is judged against the largest noise. Where the region is discontinuous (a floor, an argmax)
+    a few elements of noise are as large as any fault; then the root mean squares tell.
+    """
+    if error.broken:
+        return True
+    return error.relative > max(FLOOR, MARGIN * noise.relative) or error.relative_rms > max(
+        FLOOR, MARGIN * noise.relative_rms
+    )
