@@ -1,0 +1,283 @@
+"""The command line. Every verb is one call in Python; see ``docs/cli.md``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from onnxfix import __version__
+from onnxfix.errors import ExportError, LoadError, OnnxFixError
+from onnxfix.inputs import Inputs
+from onnxfix.inputs.images import PREPROCESSING
+from onnxfix.model import Model, load
+from onnxfix.report import terminal
+from onnxfix.report.files import check_report, write_bytes
+from onnxfix.report.rows import model_facts
+from onnxfix.shell import Shell, own_streams
+
+GOOD, DIFFERENT, FAILED = 0, 1, 2
+_PROTOBUF_LIMIT = 2**31 - 1
+_INTERCHANGEABLE = ({".keras", ".h5", ".hdf5"}, {".pt", ".pth", ".pt2"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; ``sys.argv`` when None.
+
+    Returns:
+        The exit code: 0 good, 1 the models differ (or are not repaired), 2 it could not run.
+    """
+    try:
+        args = _parser().parse_args(arguments)
+    except _UsageError as error:
+        _complain(sys.stderr, str(error))
+        return FAILED
+    except SystemExit as stop:  # argparse leaves this way after --help and --version
+        return int(stop.code or 0)
+    with own_streams(loud=args.debug or args.verbose) as (out, err):
+        try:
+            if args.json not in (None, "-"):
+                _parent_checked(Path(args.json))
+            with Shell(out, err, quiet=args.quiet, json=args.json) as shell:
+                return int(args.run(args, shell))
+        except OnnxFixError as error:
+            return _failed(err, str(error), args.debug)
+        except KeyboardInterrupt:
+            return _failed(err, "interrupted.", args.debug)
+        except Exception as error:  # a bug of ours or of a library: one sentence for the user, the rest with --debug
+            return _failed(err, f"internal error: {type(error).__name__}: {error}; run with --debug.", args.debug)
+
+
+def inspect(args: argparse.Namespace, shell: Shell) -> int:
+    """Print what a model is."""
+    model = _load(args.model, "model", shell)
+    shell.done()
+    terminal.show_model(shell.console, model)
+    shell.write_json(model_facts(model))
+    return GOOD
+
+
+def canonicalize(args: argparse.Namespace, shell: Shell) -> int:
+    """Write a model's normal form."""
+    output = _output(args.output, {".onnx"}, (args.model,))
+    model = _load(args.model, "model", shell)
+    shell.progress("canonicalizing", 0.0)
+    proto = model.canonical
+    if proto.ByteSize() > _PROTOBUF_LIMIT:
+        raise ExportError(f"the normal form of {args.model} is larger than the 2 GB that one .onnx file can hold.")
+    write_bytes(output, proto.SerializeToString())
+    shell.done()
+    after, before = len(proto.graph.node), len(model.proto.graph.node)
+    shell.say(f"wrote {output}: {after} nodes (before: {before})")
+    shell.write_json({"output": str(output), "nodes": after, "nodes_before": before})
+    return GOOD
+
+
+def compare(args: argparse.Namespace, shell: Shell) -> int:
+    """Say whether two models agree."""
+    from onnxfix.compare import compare as run
+
+    data = _data(args, args.data)
+    source, target = _load(args.source, "source", shell), _load(args.target, "target", shell)
+    result = run(
+        source, target, data, args.comparator, rtol=args.rtol, atol=args.atol, progress=shell.progress
+    )
+    shell.done()
+    terminal.show_comparison(shell.console, result)
+    shell.write_json(result.to_dict())
+    return GOOD if result.equivalent else DIFFERENT
+
+
+def diagnose(args: argparse.Namespace, shell: Shell) -> int:
+    """Say which faults make two models differ."""
+    from onnxfix.diagnose import diagnose as run
+
+    data = _data(args, args.data)
+    source, target = _load(args.source, "source", shell), _load(args.target, "target", shell)
+    result = run(source, target, data, **_tuning(args), progress=shell.progress)
+    shell.done()
+    terminal.show_diagnosis(shell.console, result)
+    shell.write_json(result.to_dict())
+    return GOOD if not result.faults and result.comparison.equivalent else DIFFERENT
+
+
+def repair(args: argparse.Namespace, shell: Shell) -> int:
+    """Repair the target, prove it on held-out data, and write it."""
+    from onnxfix.repair import repair as run
+
+    output = _output(args.output, _formats(args.target), (args.source,))
+    if args.report is not None:
+        check_report(_parent_checked(Path(args.report)))
+    data = _data(args, args.data)
+    holdout = None if args.holdout is None else _data(args, args.holdout)
+    source, target = _load(args.source, "source", shell), _load(args.target, "target", shell)
+    result = run(source, target, data, holdout, **_tuning(args), progress=shell.progress)
+    if result.success:
+        shell.progress("writing", 0.0)
+        result.save(output)
+    shell.done()
+    terminal.show_repair(shell.console, result)
+    if args.report is not None:
+        result.report(args.report)
+    shell.write_json(result.to_dict() | {"output": str(output) if result.success else None})
+    shell.say(f"wrote {output}" if result.success else f"not repaired: {output} was not written")
+    return GOOD if result.success else DIFFERENT
+
+
+def _load(path: str, role: str, shell: Shell) -> Model:
+    shell.progress(f"loading the {role}", 0.0)
+    model = load(path)
+    shell.progress(f"loading the {role}", 1.0)
+    return model
+
+
+def _data(args: argparse.Namespace, data: str) -> Inputs:
+    return Inputs(
+        data,
+        preprocess=args.preprocess,
+        source_preprocess=args.source_preprocess,
+        target_preprocess=args.target_preprocess,
+        limit=args.limit,
+        batch_size=args.batch_size,
+    )
+
+
+def _tuning(args: argparse.Namespace) -> dict[str, Any]:
+    return {"rtol": args.rtol, "atol": args.atol, "batch_size": args.batch_size, "seed": args.seed}
+
+
+def _formats(target: str) -> set[str]:
+    """The suffixes in which a repaired target can be written."""
+    path = Path(target)
+    if not path.exists():
+        raise LoadError(f"{path} does not exist: check the path.")
+    own = "" if path.is_dir() else path.suffix.lower()
+    family = next((group for group in _INTERCHANGEABLE if own in group), {own})
+    return {".onnx"} | family
+
+
+def _output(name: str, suffixes: set[str], inputs: Sequence[str]) -> Path:
+    """Check an output path before the work begins.
+
+    Raises:
+        ExportError: its suffix is not one of ``suffixes``, its folder is missing, or it is an input.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in suffixes:
+        choices = ", ".join(sorted(suffix or "no suffix (a directory)" for suffix in suffixes))
+        raise ExportError(f"{path} has a suffix that cannot be written here: choose one of {choices}.")
+    if any(path.exists() and Path(other).exists() and path.samefile(other) for other in inputs):
+        raise ExportError(f"{path} is the model that is read: choose another output path.")
+    return _parent_checked(path)
+
+
+def _parent_checked(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise ExportError(f"{path} cannot be written: the directory {path.parent} does not exist.")
+    return path
+
+
+def _failed(err: TextIO, sentence: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc(file=err)
+    _complain(err, sentence)
+    return FAILED
+
+
+def _complain(err: TextIO, sentence: str) -> None:
+    err.write(f"onnxfix: {' '.join(sentence.split())}\n")
+    err.flush()
+
+
+class _UsageError(Exception):
+    """The command line was not understood."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}; see {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="onnxfix", description="Find, repair and prove faults in converted models.")
+    parser.add_argument("--version", action="version", version=f"onnxfix {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _verb(verbs, inspect).add_argument("model", metavar="MODEL", help="a model file or SavedModel directory")
+    normal = _verb(verbs, canonicalize)
+    normal.add_argument("model", metavar="MODEL", help="a model file or SavedModel directory")
+    normal.add_argument("-o", "--output", metavar="OUT.onnx", required=True, help="where to write the normal form")
+    comparing = _verb(verbs, compare)
+    _pair_options(comparing)
+    comparing.add_argument(
+        "--comparator", choices=("auto", "classification", "regression"), default="auto", help="default: auto"
+    )
+    _pair_options(_verb(verbs, diagnose))
+    repairing = _verb(verbs, repair)
+    _pair_options(repairing)
+    repairing.add_argument("-o", "--output", metavar="FIXED", required=True, help="where to write the repaired target")
+    repairing.add_argument("--holdout", metavar="H", help="data to verify on; by default a part of --data is held out")
+    repairing.add_argument("--report", metavar="FILE", help="also write a report (.html, .json, .md)")
+    return parser
+
+
+def _verb(verbs: Any, run: Callable[[argparse.Namespace, Shell], int]) -> argparse.ArgumentParser:
+    summary = (run.__doc__ or "").strip().splitlines()[0]
+    parser: argparse.ArgumentParser = verbs.add_parser(run.__name__, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    common = parser.add_argument_group("output")
+    common.add_argument("--json", metavar="FILE", help="also write the result as JSON; - for standard output alone")
+    common.add_argument("-v", "--verbose", action="store_true", help="let the frameworks' own messages through")
+    common.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    common.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    return parser
+
+
+def _pair_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the original model")
+    parser.add_argument("target", metavar="TARGET", help="the converted model")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="D", required=True, help="an .npz or .npy file or a directory of images")
+    data.add_argument("--limit", metavar="N", type=_count, help="use only the first N samples")
+    data.add_argument("--batch-size", metavar="N", type=_count, default=32, help="samples per run (default: 32)")
+    choices = ", ".join(PREPROCESSING)
+    data.add_argument("--preprocess", metavar="NAME", help=f"how pictures are scaled: {choices} (default: unit)")
+    data.add_argument("--source-preprocess", metavar="NAME", help="the same for the source only")
+    data.add_argument("--target-preprocess", metavar="NAME", help="the same for the target only")
+    judging = parser.add_argument_group("judging")
+    for name, default, what in (("--rtol", 1e-3, "relative"), ("--atol", 0.0, "absolute")):
+        note = f"{what} tolerance (default: {default:g})"
+        judging.add_argument(name, metavar="X", type=_tolerance, default=default, help=note)
+    judging.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all random choices (default: 0)")
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return value
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

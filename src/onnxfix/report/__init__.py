@@ -1,0 +1,1 @@
+"""Showing results: terminal, HTML for files and notebooks, JSON and Markdown."""

@@ -1,0 +1,100 @@
+"""Results as small, self-contained, escaped HTML: for notebooks and for files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from onnxfix.report.rows import (
+    COMPARISON_HEADINGS,
+    FAULT_HEADINGS,
+    comparison_cells,
+    fault_row,
+    repair_comparisons,
+    repair_rows,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from onnxfix.compare import Comparison
+    from onnxfix.diagnose import Diagnosis
+    from onnxfix.repair import Repair
+
+_STYLE = (
+    "<style>.onnxfix table{border-collapse:collapse;margin:.6em 0}.onnxfix th,.onnxfix td{padding:.2em .7em;"
+    "border-bottom:1px solid #ccc;text-align:left;vertical-align:top}.onnxfix .good{color:#187a2f}"
+    ".onnxfix .bad{color:#b3261e}.onnxfix{font-family:sans-serif;font-size:14px}</style>"
+)
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """A comparison as an HTML fragment."""
+    sentence = "The models agree." if comparison.equivalent else comparison.reason
+    outputs = [
+        (output.source, output.target, f"{output.max_rel:.2e}", f"{output.max_abs:.2e}", output.reason or "agrees")
+        for output in comparison.per_output
+    ]
+    return _fragment(
+        _headline(comparison.equivalent, sentence),
+        _comparisons([("", comparison)]),
+        _table(("source output", "target output", "max rel", "max abs", ""), outputs),
+    )
+
+
+def diagnosis_html(diagnosis: Diagnosis) -> str:
+    """A diagnosis as an HTML fragment."""
+    found = len(diagnosis.faults)
+    sentence = f"{found} {'fault' if found == 1 else 'faults'} found." if found else "No faults found."
+    rows = [fault_row(fault) for fault in diagnosis.faults]
+    return _fragment(
+        _headline(not found and diagnosis.comparison.equivalent, sentence),
+        _table(FAULT_HEADINGS[:-1], [row.cells(i)[:-1] for i, row in enumerate(rows, 1)]) if rows else "",
+        _list(row.message for row in rows),
+        _comparisons([("", diagnosis.comparison)]),
+        _list(diagnosis.notes),
+    )
+
+
+def repair_html(repair: Repair) -> str:
+    """A repair as an HTML fragment."""
+    rows = repair_rows(repair)
+    return _fragment(
+        _headline(repair.success, verdict(repair)),
+        _table(FAULT_HEADINGS, [row.cells(i) for i, row in enumerate(rows, 1)]) if rows else "",
+        _list(row.message for row in rows),
+        _comparisons(repair_comparisons(repair)),
+        _list([repair.holdout_note, *repair.diagnosis.notes]),
+    )
+
+
+def page(title: str, fragment: str) -> str:
+    """A whole HTML document around a fragment."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>'
+        f"<body><h1>{escape(title)}</h1>{fragment}</body></html>\n"
+    )
+
+
+def _fragment(*parts: str) -> str:
+    return f'<div class="onnxfix">{_STYLE}{"".join(parts)}</div>'
+
+
+def _headline(good: bool, sentence: str) -> str:
+    mark, colour = ("\u2713", "good") if good else ("\u2717", "bad")
+    return f'<p class="{colour}"><b>{mark} {escape(sentence)}</b></p>'
+
+
+def _comparisons(comparisons: Sequence[tuple[str, Comparison]]) -> str:
+    return _table(COMPARISON_HEADINGS, [comparison_cells(title, comparison) for title, comparison in comparisons])
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _list(sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences if sentence)
+    return f"<ul>{items}</ul>" if items else ""
