@@ -202,6 +202,8 @@ def invert(origin: Origin, parameter: str, wanted: Array, parameters: Mapping[st
     """
     if isinstance(origin, Parameter) and origin.name == parameter:
         current = parameters[parameter]
+        if current.size != np.size(wanted):
+            raise NotInvertible(f"{parameter} has {current.size} values, {np.size(wanted)} are wanted")
         return np.asarray(wanted).reshape(current.shape).astype(current.dtype)
     if not isinstance(origin, Apply):
         raise NotInvertible(f"{parameter} does not occur in the expression")
@@ -213,7 +215,10 @@ def invert(origin: Origin, parameter: str, wanted: Array, parameters: Mapping[st
     if rule is None:
         raise NotInvertible(f"{origin.op} has no inverse")
     values = [None if o is None else evaluate(o, parameters) for o in origin.operands]
-    inner = rule(origin, slot, values, np.asarray(wanted))
+    try:
+        inner = rule(origin, slot, values, np.asarray(wanted))
+    except ValueError as error:
+        raise NotInvertible(f"a value of shape {list(np.shape(wanted))} does not come out of {origin.op}") from error
     operand = origin.operands[slot]
     assert operand is not None  # noqa: S101  (slot was chosen among the present ones)
     return invert(operand, parameter, inner, parameters)

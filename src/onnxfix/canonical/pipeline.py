@@ -10,15 +10,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.broadcasting import SpellBroadcasts
 from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.naming import emit
 from onnxfix.canonical.opset import UnifyOpset
+from onnxfix.canonical.ordering import OrderOperands
 from onnxfix.canonical.origins import Origin
+from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
 from onnxfix.canonical.shapes import FoldShapes
+from onnxfix.canonical.sinking import SinkReshapes
+from onnxfix.canonical.transposes import PushTransposes
 from onnxfix.errors import CanonicalizationError
 
 if TYPE_CHECKING:
@@ -52,8 +57,13 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         FoldShapes(),
         RemoveNoOps(),
         SpellReshapes(),
+        SpellBroadcasts(),
+        PushTransposes(),
+        PushThroughReshapes(),
+        SinkReshapes(),
         MergeEqualNodes(),
         RemoveDeadCode(),
+        OrderOperands(),
     )
 
 
