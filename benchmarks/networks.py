@@ -101,7 +101,7 @@ def mobilenet_v2() -> Path:
         return folder
     import torch
 
-    module = onnx_to_torch(_built(folder / "flattened.onnx", lambda path: _reshape_to_flatten(source, path)))
+    module = onnx_to_torch(_built(folder / "legal.onnx", lambda path: _legalise(source, path)))
     example = (torch.zeros(1, 224, 224, 3),)
     _built(folder / "module.pt2", lambda path: torch.export.save(torch.export.export(module, example), path))
     _built(folder / "dynamo.onnx", lambda path: torch.onnx.export(
@@ -155,14 +155,21 @@ def onnx_to_torch(path: Path) -> Any:
     return onnx2torch.convert(str(path)).eval()
 
 
-def _reshape_to_flatten(source: Path, path: Path) -> None:
-    """Spell ``[1, 1001, 1, 1] -> [1, 1001]`` as Flatten: torch.export cannot trace what onnx2torch makes of Reshape."""
+def _legalise(source: Path, path: Path) -> None:
+    """Spell two things in a way that survives torch.export.
+
+    ``[1, 1001, 1, 1] -> [1, 1001]`` becomes Flatten (what onnx2torch makes of Reshape cannot be traced), and of each
+    node name, which lists fused ops between semicolons, only the last op stays (``torch.export.load`` splits its
+    metadata at semicolons).
+    """
     import onnx
 
     proto = onnx.load(source)
     (reshape,) = (node for node in proto.graph.node if node.op_type == "Reshape")
     flatten = onnx.helper.make_node("Flatten", reshape.input[:1], reshape.output, reshape.name, axis=1)
     reshape.CopyFrom(flatten)
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.name.split(';')[-1]}_{number}"
     onnx.save(proto, path)
 
 

@@ -86,10 +86,10 @@ def main() -> int:
 def report(rows: list[list[str]], options: argparse.Namespace) -> Path:
     """Write the table to ``docs/benchmarks``."""
     text = (
-        f"Faults planted by `onnxfix.testing.inject` (seed {options.seed}) in converted models whose names were "
-        f"then made meaningless; repaired on three quarters of {options.photos} photos, verified on the rest. *found*: planted "
-        "faults that a finding names; *first*: the first finding is one of them; *innocent*: nodes named although "
-        "nothing was planted there; the differences are those after the repair. Written by `make bench-faults`."
+        f"Faults planted by `onnxfix.testing.inject` (seed {options.seed}) in converted models whose names were then "
+        f"made meaningless; repaired on three quarters of {options.photos} photos, verified on the rest. *found*: "
+        "planted faults that a finding names; *first*: the first finding is one of them; *innocent*: nodes named, "
+        "though nothing was planted there; the differences are those after the repair. Written by `make bench-faults`."
     )
     return tables.write("planted-faults", "Planted faults", text, COLUMNS, rows)
 

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxfix.testing.faults.shapes import constant_value, value_shapes
+
 # Ops that only move elements, so that a constant seen through them can be written back to where it is stored.
 _VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
@@ -66,13 +68,7 @@ class Graph:
     @cached_property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Inferred shapes of the graph as it was given; unknown dimensions are None."""
-        inferred = onnx.shape_inference.infer_shapes(self.proto, data_prop=True).graph
-        found: dict[str, tuple[int | None, ...]] = {}
-        for info in (*inferred.input, *inferred.value_info, *inferred.output):
-            if info.type.tensor_type.HasField("shape"):
-                dims = info.type.tensor_type.shape.dim
-                found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
-        return found
+        return value_shapes(self.proto)
 
     def shape(self, value: str) -> tuple[int | None, ...]:
         """The inferred shape of a value.
@@ -112,7 +108,7 @@ class Graph:
             return numpy_helper.to_array(self.stored[value])
         node = self.producer(value)
         if node is not None and node.op_type == "Constant":
-            return _constant_value(node)
+            return constant_value(node)
         return None
 
     def parameter(self, node: onnx.NodeProto, operand: int) -> Parameter | None:
@@ -271,16 +267,6 @@ class Graph:
             del self.stored[tensor.name]
         # Types may have changed with the edit: the runtimes infer them anew.
         del self.graph.value_info[:]
-
-
-def _constant_value(node: onnx.NodeProto) -> np.ndarray | None:
-    attribute = node.attribute[0]
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    kind = kinds.get(attribute.name)
-    return None if kind is None else np.asarray(value, kind)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
