@@ -151,7 +151,7 @@ def _traced(model: Any, what: str) -> tuple[Any, dict[str, str], list[str]]:
         state = [[values[place[id(v)]] for v in group]
                  for group in (model.trainable_variables, model.non_trainable_variables)]
         outputs, _ = model.stateless_call(*state, _packed(model, inputs), training=False)
-        return [tf.identity(value) for value in _flat(outputs)]
+        return _flat(outputs)
 
     def after(path: str, start: int, _: Any) -> None:
         for op in tf.compat.v1.get_default_graph().get_operations()[start:]:

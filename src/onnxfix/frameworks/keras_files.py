@@ -192,7 +192,7 @@ def _accepted(class_name: str) -> frozenset[str] | None:
     for base in layer.__mro__:
         if "__init__" not in vars(base):
             continue
-        arguments = inspect.signature(base.__init__).parameters
+        arguments = inspect.signature(vars(base)["__init__"]).parameters
         names.update(arguments)
         if not any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments.values()):
             return frozenset(names)

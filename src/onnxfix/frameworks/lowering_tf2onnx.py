@@ -47,11 +47,12 @@ def to_onnx(main: Any, subgraphs: Iterable[Any], *, tflite: bool, what: str) -> 
     """
     from tf2onnx import tfonnx, utils
 
-    from onnxfix.frameworks.mended_ops import handlers
+    from onnxfix.frameworks.mended_ops import claim, handlers
 
     subgraphs = list(subgraphs)
     for graph in (main, *subgraphs):
         graph.set_config(None, OPSET, None)
+        claim(graph)
     try:
         graph = tfonnx.process_graphs(
             main, subgraphs, custom_op_handlers=handlers(), inputs_as_nchw=[], outputs_as_nchw=[],
@@ -63,6 +64,7 @@ def to_onnx(main: Any, subgraphs: Iterable[Any], *, tflite: bool, what: str) -> 
         raise LoweringError(f"{what} has no ONNX form: {first_line(error)}.") from error
     _check_operators(proto, what)
     _drop_unused_opsets(proto)
+    _standard_resize(proto)
     _name_batch(proto)
     utils.INTERNAL_NAME = 1  # so that the names of the next model do not depend on this one
     return proto
@@ -101,6 +103,12 @@ def owners(
         found[node.name] = owner
         for name in node.input:
             wanted.setdefault(name, owner)
+    makers = {output: found[node.name] for node in proto.graph.node if node.name in found for output in node.output}
+    for node in proto.graph.node:  # what hangs behind the last native value, such as an Identity for an output
+        owner = next((makers[name] for name in node.input if name in makers), None)
+        if node.name not in found and owner is not None:
+            found[node.name] = owner
+            makers.update(dict.fromkeys(node.output, owner))
     return found
 
 
@@ -131,6 +139,20 @@ def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _graphs(attribute.g)
+
+
+def _standard_resize(proto: onnx.ModelProto) -> None:
+    """Spell TensorFlow's nearest-neighbour rule without the mode that ONNX deprecated in opset 13.
+
+    ``floor((i + 0.5) / scale)`` is ``half_pixel`` rounded with ties upwards.
+    """
+    for graph in _graphs(proto.graph):
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Resize" and attribute.s == b"tf_half_pixel_for_nn":
+                    attribute.s = b"half_pixel"
+                    mode = next(a for a in node.attribute if a.name == "nearest_mode")
+                    mode.s = b"round_prefer_ceil"
 
 
 def _drop_unused_opsets(proto: onnx.ModelProto) -> None:

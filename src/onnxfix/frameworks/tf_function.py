@@ -14,10 +14,10 @@ import onnx
 
 from onnxfix.errors import LoweringError
 from onnxfix.frameworks.lowering_tf2onnx import first_line, to_onnx
+from onnxfix.frameworks.tf_inline import inlined
 
-_CALLS = frozenset({
-    "PartitionedCall", "StatefulPartitionedCall", "SymbolicGradient", "If", "StatelessIf", "While", "StatelessWhile",
-})
+_BODIES = frozenset({"If", "StatelessIf", "While", "StatelessWhile"})
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"}) | _BODIES
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def flatten(function: Any, names: Mapping[int, str]) -> tuple[Any, dict[str, tup
     import tensorflow as tf
     from tensorflow.python.framework import convert_to_constants
 
-    # Of grappler this runs the function inliner alone.
+    # Of grappler this runs the function inliner alone. It leaves out functions that must be compiled.
     _, graph_def = convert_to_constants.convert_variables_to_constants_v2_as_graph(
         function, lower_control_flow=False, aggressive_inlining=True
     )
+    graph_def = inlined(graph_def)
     known = {inner.op.name: names.get(id(outer)) for outer, inner in function.graph.captures}
     parameters = {}
     for node in graph_def.node:
@@ -79,22 +80,39 @@ def lower_graph(graph: FlatGraph, what: str) -> onnx.ModelProto:
     Raises:
         LoweringError: an operator has no ONNX form.
     """
+    # tf2onnx must see the values of a loop's weights to recognise an LSTM or GRU; then it folds them.
+    constant = _loop_parameters(graph)
     try:
-        proto = _converted(graph, what)
+        proto = _converted(graph, what, constant)
     except LoweringError:
-        if not graph.parameters:
+        if constant == set(graph.parameters):
             raise
-        # Some operators need to see a parameter's value (such as a loop's weights): then they get it, and fold it.
-        return _renamed(_converted(graph, what, constant=True), graph)
+        constant = set(graph.parameters)  # a few more operators insist on constants
+        proto = _converted(graph, what, constant)
     return _bound(_renamed(proto, graph), graph)
 
 
-def _converted(graph: FlatGraph, what: str, *, constant: bool = False) -> onnx.ModelProto:
+def _loop_parameters(graph: FlatGraph) -> set[str]:
+    """Parameters that a loop or branch takes as an argument, directly or through identities."""
+    sources = {node.name: node.input[0].split(":")[0] for node in graph.graph_def.node if node.op == "Identity"}
+    found = set()
+    for node in graph.graph_def.node:
+        if node.op not in _BODIES:
+            continue
+        for name in node.input:
+            source = name.lstrip("^").split(":")[0]
+            while source in sources and source not in graph.parameters:
+                source = sources[source]
+            found.add(source)
+    return found & set(graph.parameters)
+
+
+def _converted(graph: FlatGraph, what: str, constant: set[str]) -> onnx.ModelProto:
     import tensorflow as tf
     from tf2onnx import tfonnx
 
-    graph_def = _with_parameters_as(graph, constant=constant)
-    arguments = [] if constant else [f"{name}:0" for name in graph.parameters]
+    graph_def = _with_parameters(graph, constant)
+    arguments = [f"{name}:0" for name in graph.parameters if name not in constant]
     inputs = [*graph.inputs, *arguments]
     outputs = list(dict.fromkeys(name for name, _ in graph.outputs))
     try:
@@ -108,8 +126,8 @@ def _converted(graph: FlatGraph, what: str, *, constant: bool = False) -> onnx.M
         raise LoweringError(f"{what} has no ONNX form: {first_line(error)}.") from error
 
 
-def _with_parameters_as(graph: FlatGraph, *, constant: bool) -> Any:
-    """A copy of the graph in which every parameter is a placeholder, or a constant."""
+def _with_parameters(graph: FlatGraph, constant: set[str]) -> Any:
+    """A copy of the graph in which every parameter is a placeholder, or a constant where ``constant`` says so."""
     import tensorflow as tf
 
     copy = type(graph.graph_def)()
@@ -118,11 +136,10 @@ def _with_parameters_as(graph: FlatGraph, *, constant: bool) -> Any:
         if node.name not in graph.parameters:
             continue
         value = graph.parameters[node.name][1]
-        dtype = tf.as_dtype(value.dtype)
-        node.op = "Const" if constant else "Placeholder"
+        node.op = "Const" if node.name in constant else "Placeholder"
         node.attr.clear()
-        node.attr["dtype"].type = dtype.as_datatype_enum
-        if constant:
+        node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
+        if node.name in constant:
             node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
         else:
             node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
@@ -168,12 +185,13 @@ def _bound(proto: onnx.ModelProto, graph: FlatGraph) -> onnx.ModelProto:
     """Turn the parameter inputs into initializers; those that nothing reads are dropped."""
     values = dict(graph.parameters.values())
     read = _read(proto.graph) | {info.name for info in proto.graph.output}
+    folded = {tensor.name for tensor in proto.graph.initializer}
     kept = [info for info in proto.graph.input if info.name not in values]
     del proto.graph.input[:]
     proto.graph.input.extend(kept)
     proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-        for name, value in values.items() if name in read
+        for name, value in values.items() if name in read - folded
     )
     return proto
 
@@ -209,7 +227,7 @@ def _read(graph: onnx.GraphProto) -> set[str]:
 
 
 def _values(graph: onnx.GraphProto) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for part in _subgraphs(graph):
         for node in part.node:
             found.update(node.input, node.output)

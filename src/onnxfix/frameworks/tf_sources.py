@@ -105,7 +105,7 @@ def _from_saved_model(folder: Path) -> TensorFlowModel:
         root = tf.saved_model.load(str(folder))
     except Exception as error:  # an object graph may fail to load in any way
         return _from_meta_graph(folder, error)
-    if not getattr(root, "signatures", None) and hasattr(root, "__call__"):
+    if not getattr(root, "signatures", None) and callable(root):
         functions = getattr(root.__call__, "concrete_functions", [])
         if len(functions) == 1:
             return _of_function(functions[0], root)
