@@ -55,11 +55,45 @@ def align(source: GraphView, target: GraphView, inputs: Mapping[str, str]) -> Al
     """
     matcher = _Matcher(source, target)
     nodes = _identical(source, target, matcher.colours) or matcher.match()
+    while True:
+        alignment = Alignment(source, target, nodes, _values(source, target, nodes, inputs))
+        misfits = _misfits(alignment)
+        if not misfits:
+            return alignment
+        nodes = {t: s for t, s in nodes.items() if t not in misfits}
+
+
+def _values(
+    source: GraphView, target: GraphView, nodes: Mapping[str, str], inputs: Mapping[str, str]
+) -> dict[str, str]:
     values = dict(inputs)
     for theirs, ours in nodes.items():
         pairs = zip(target.nodes[theirs].output, source.nodes[ours].output, strict=False)
         values.update((t, s) for t, s in pairs if t and s)
-    return Alignment(source, target, nodes, values)
+    return values
+
+
+def _misfits(alignment: Alignment) -> set[str]:
+    """Target nodes whose partner reads something of another shape through an operand that is not aligned.
+
+    What stands before such a node cannot be judged without it (a Pad folded into a pool is no missing Pad), so the
+    node joins the gap.
+    """
+    source, target = alignment.source, alignment.target
+    found = set()
+    for theirs, ours in alignment.nodes.items():
+        for s, t in zip(source.nodes[ours].input, target.nodes[theirs].input, strict=False):
+            constant = source.is_constant(s) or target.is_constant(t)
+            if s and t and not constant and alignment.values.get(t) != s and not _same_shape(source, s, target, t):
+                found.add(theirs)
+    return found
+
+
+def _same_shape(source: GraphView, s: str, target: GraphView, t: str) -> bool:
+    a, b = source.shapes.get(s), target.shapes.get(t)
+    if a is None or b is None:
+        return True
+    return len(a) == len(b) and all(x is None or y is None or x == y for x, y in zip(a, b, strict=True))
 
 
 def _identical(source: GraphView, target: GraphView, colours: tuple[Colours, Colours]) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxfix.compare import Comparison
 from onnxfix.diagnose.fault import Diagnosis, Fault
+from onnxfix.inputs import Inputs
 from onnxfix.model import Model
 from onnxfix.surgeon.patch import Patch
 
@@ -35,8 +36,9 @@ class Repair:
         patches: What was changed, in order.
         before: Source against the unrepaired target, on the data.
         after: Source against the repaired target, on the data used for the repair.
-        verified: Source against the repaired target on held-out data, or None where there was no repair to verify.
+        verified: Source against the repaired target on held-out data.
         unrepaired: Faults that are left, each with why.
+        holdout: The held-out data, bound to both models.
         holdout_note: Where the held-out data came from, one sentence.
     """
 
@@ -49,6 +51,7 @@ class Repair:
     after: Comparison
     verified: Comparison
     unrepaired: tuple[Unrepaired, ...]
+    holdout: Inputs
     holdout_note: str
 
     @property

@@ -1,75 +1,175 @@
-"""Patches: what a repair changes, as data (JSON-serialisable, replayable, revertible)."""
+"""Patches: what a repair changes, as data (JSON-serialisable, replayable, revertible).
+
+A patch is written either in terms of the target's *lowered* graph, the caller's own, whose names it keeps
+(:class:`SetParameter`, :class:`SetAttribute`), or in terms of its *normal form* (:class:`SetConstant`,
+:class:`ReplaceRegion`), where the lowered graph has no single place for the change.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 
 
 @dataclass(frozen=True, eq=False)
 class SetParameter:
-    """Give an initializer of the target's lowered graph another value.
+    """Give an initializer of the lowered graph another value.
 
     Attributes:
-        name: Initializer name in the target's lowered graph.
+        name: Initializer name.
         value: The new value, same shape and dtype.
         previous: The value it replaces.
+        readers: Lowered nodes for which the change is meant; empty for all. Where other nodes read the initializer
+            too, these get a copy of their own.
     """
 
     name: str
     value: np.ndarray
     previous: np.ndarray
+    readers: tuple[str, ...] = ()
+    lowered: ClassVar[bool] = True
 
     def describe(self) -> str:
         """One line for people."""
         changed = int(np.count_nonzero(self.value != self.previous))
         return f"set {self.name} ({changed} of {self.value.size} values)"
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data, from which the patch can be made again."""
+        return {
+            "patch": "parameter",
+            "name": self.name,
+            "value": _packed(self.value),
+            "previous": _packed(self.previous),
+            "readers": list(self.readers),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class SetAttribute:
-    """Give an attribute of a node another value (None: remove it).
-
-    Attributes:
-        node: Node name.
-        attribute: Attribute name.
-        value: The new value.
-        previous: The value it replaces.
-        canonical: The node is one of the target's normal form, not of its lowered graph.
-    """
+    """Give an attribute of a lowered node another value (None: remove it)."""
 
     node: str
     attribute: str
     value: Any
     previous: Any
-    canonical: bool = False
+    lowered: ClassVar[bool] = True
 
     def describe(self) -> str:
         """One line for people."""
         return f"set {self.attribute} of {self.node} to {self.value}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return {
+            "patch": "attribute",
+            "node": self.node,
+            "attribute": self.attribute,
+            "value": _plain(self.value),
+            "previous": _plain(self.previous),
+        }
+
 
 @dataclass(frozen=True, eq=False)
-class ReplaceRegion:
-    """Replace nodes of the target's normal form by a region taken from the source's.
+class SetConstant:
+    """Give an initializer of the normal form another value."""
 
-    Attributes:
-        removed: Canonical target nodes taken out.
-        added: Serialised ``NodeProto`` of the nodes put in, in topological order.
-        constants: Initializers that the added nodes bring with them.
-        rewired: (consumer node or "" for the graph outputs, operand index) -> value name it now reads.
-    """
-
-    removed: tuple[str, ...]
-    added: tuple[bytes, ...]
-    constants: dict[str, np.ndarray]
-    rewired: dict[tuple[str, int], str]
+    name: str
+    value: np.ndarray
+    previous: np.ndarray
+    lowered: ClassVar[bool] = False
 
     def describe(self) -> str:
         """One line for people."""
-        return f"replace {len(self.removed)} nodes by {len(self.added)} taken from the source"
+        return f"set {self.name} of the normal form"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return {
+            "patch": "constant",
+            "name": self.name,
+            "value": _packed(self.value),
+            "previous": _packed(self.previous),
+        }
 
 
-Patch = SetParameter | SetAttribute | ReplaceRegion
+@dataclass(frozen=True, eq=False)
+class ReplaceRegion:
+    """Put nodes taken from the source into the normal form of the target.
+
+    Attributes:
+        removed: Target nodes that go, as far as nothing else reads them.
+        added: The nodes put in, in topological order.
+        constants: Initializers that they bring with them.
+        rewired: (reader, operand) -> value that it now reads; the reader "" stands for the graph's outputs.
+    """
+
+    removed: tuple[str, ...]
+    added: tuple[onnx.NodeProto, ...]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rewired: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    lowered: ClassVar[bool] = False
+
+    def describe(self) -> str:
+        """One line for people."""
+        added = ", ".join(node.op_type for node in self.added) or "nothing"
+        return f"replace {', '.join(self.removed) or 'nothing'} by {added} taken from the source"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return {
+            "patch": "region",
+            "removed": list(self.removed),
+            "added": [base64.b64encode(node.SerializeToString()).decode() for node in self.added],
+            "constants": {name: _packed(value) for name, value in self.constants.items()},
+            "rewired": [[node, slot, value] for (node, slot), value in self.rewired.items()],
+        }
+
+
+Patch = SetParameter | SetAttribute | SetConstant | ReplaceRegion
+
+
+def patch_from_dict(data: Mapping[str, Any]) -> Patch:
+    """Make a patch again from what :meth:`to_dict` gave.
+
+    Raises:
+        ValueError: the data are no patch.
+    """
+    match data.get("patch"):
+        case "parameter":
+            return SetParameter(
+                data["name"], _unpacked(data["value"]), _unpacked(data["previous"]), tuple(data["readers"])
+            )
+        case "attribute":
+            return SetAttribute(data["node"], data["attribute"], data["value"], data["previous"])
+        case "constant":
+            return SetConstant(data["name"], _unpacked(data["value"]), _unpacked(data["previous"]))
+        case "region":
+            return ReplaceRegion(
+                tuple(data["removed"]),
+                tuple(onnx.NodeProto.FromString(base64.b64decode(node)) for node in data["added"]),
+                {name: _unpacked(value) for name, value in data["constants"].items()},
+                {(node, slot): value for node, slot, value in data["rewired"]},
+            )
+    raise ValueError(f"{data.get('patch')!r} is no kind of patch")
+
+
+def _packed(value: np.ndarray) -> dict[str, Any]:
+    return {
+        "dtype": value.dtype.str,
+        "shape": list(value.shape),
+        "data": base64.b64encode(np.ascontiguousarray(value).tobytes()).decode(),
+    }
+
+
+def _unpacked(data: Mapping[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(data["data"]), dtype=data["dtype"]).reshape(data["shape"])
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value

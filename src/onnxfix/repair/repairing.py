@@ -1,0 +1,203 @@
+"""Repair a conversion: choose remedies, apply them, prove the result on inputs that the repair never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxfix.compare import Accumulator, Comparison
+from onnxfix.diagnose.diagnosis import concluded
+from onnxfix.diagnose.examination import Examination, Progress, evaluate_corrected, examine, in_chunks
+from onnxfix.diagnose.faults import causes
+from onnxfix.diagnose.noise import is_guilty
+from onnxfix.errors import OnnxFixError
+from onnxfix.frameworks import Framework, adapter
+from onnxfix.inputs import Inputs
+from onnxfix.model import Model, load
+from onnxfix.repair.remedies import Remedy, remedies
+from onnxfix.repair.result import Repair, Unrepaired
+from onnxfix.runtime.session import Session
+from onnxfix.surgeon.apply import apply
+from onnxfix.surgeon.patch import Patch, SetParameter
+
+# Share of the data held out for the proof where the caller gives none.
+HOLDOUT = 0.2
+
+
+def repair(
+    source: Any,
+    target: Any,
+    data: Any,
+    holdout: Any = None,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 0.0,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Repair:
+    """Find the conversion faults of ``target``, set them right, and prove it on held-out data.
+
+    Args:
+        source: The model that is right; anything :func:`onnxfix.load` takes.
+        target: The conversion of it; anything :func:`onnxfix.load` takes. It is left unchanged.
+        data: Inputs; anything :class:`onnxfix.Inputs` takes.
+        holdout: Inputs for the proof, which the repair does not use. By default a fifth of ``data``, taken out at
+            random; ``Repair.holdout_note`` says so.
+        rtol: Relative tolerance of the whole models' comparison.
+        atol: Absolute tolerance of the same.
+        limit: Use only that many samples of ``data``.
+        batch_size: Samples per run.
+        seed: Seed of the split.
+        progress: Called with a stage and the fraction done, 0..1.
+
+    Returns:
+        The repair; ``success`` says whether everything was repaired and verified.
+
+    Raises:
+        LoadError: a model cannot be read.
+        InputError: the data cannot be fed to the models.
+        AlignmentError: the models do not take the same inputs.
+
+    Example:
+        >>> fix = onnxfix.repair("net.h5", "net.tflite", "digits.npz")        # doctest: +SKIP
+        >>> fix.save("fixed.tflite")                                          # doctest: +SKIP
+    """
+    ours, theirs = load(source), load(target)
+    inputs = Inputs.of(data, limit=limit, batch_size=batch_size).bind(ours, theirs)
+    if holdout is None:
+        work, held = inputs.split(HOLDOUT, seed=seed)
+        note = held.note
+    else:
+        work, held = inputs, Inputs.of(holdout, batch_size=batch_size).bind(ours, theirs)
+        note = f"{held.count} samples given by the caller"
+    examination = examine(ours, theirs, work, rtol=rtol, atol=atol, progress=progress)
+    found = causes(examination)
+    model, canonical, patches, left = _treated(examination, remedies(examination, found))
+    if progress is not None:
+        progress("verifying", 0.0)
+    tolerances = {"rtol": rtol, "atol": atol}
+    after = _after(examination, canonical, work, tolerances) if patches else examination.comparison
+    verified = _verified(ours, model, held, tolerances)
+    if progress is not None:
+        progress("verifying", 1.0)
+    return Repair(
+        model=model,
+        source=ours,
+        target=theirs,
+        diagnosis=concluded(examination, found, work),
+        patches=patches,
+        before=examination.comparison,
+        after=after,
+        verified=verified,
+        unrepaired=left,
+        holdout=held,
+        holdout_note=note,
+    )
+
+
+def _treated(
+    examination: Examination, chosen: Sequence[Remedy]
+) -> tuple[Model, onnx.ModelProto, tuple[Patch, ...], tuple[Unrepaired, ...]]:
+    """Apply the remedies that work: to the caller's own graph where it has a place for all, else to the normal form.
+
+    Returns:
+        The repaired model, its canonical graph, the patches, and what is left.
+    """
+    target = examination.target
+    working, left = [], []
+    for remedy in chosen:
+        reason = remedy.reason or _objection(examination, remedy)
+        if reason:
+            left.extend(Unrepaired(cause.fault, reason) for cause in remedy.causes)
+        else:
+            working.append(remedy)
+    if not working:
+        return target, target.canonical, (), tuple(left)
+    canonical = apply(target.canonical, (p for r in working for p in r.canonical or ()))
+    if all(remedy.lowered is not None for remedy in working):
+        patches = _merged(p for r in working for p in r.lowered or ())
+        return _patched(target, patches), canonical, patches, tuple(left)
+    patches = tuple(p for r in working for p in r.canonical or ())
+    return Model(canonical, Framework.ONNX, canonical), canonical, patches, tuple(left)
+
+
+def _objection(examination: Examination, remedy: Remedy) -> str:
+    """Why a remedy does not do: judged on its region alone, with the recorded values."""
+    finding = remedy.finding
+    if not finding.region.matched or finding.recording is None:
+        return ""
+    error = evaluate_corrected(examination.alignment, finding.region, finding.differences, finding.recording)
+    if not is_guilty(error, finding.noise):
+        return ""
+    return error.broken or f"with the source's values the region still differs by {error.relative:.2g}"
+
+
+def _merged(patches: Iterable[Patch]) -> tuple[Patch, ...]:
+    """One patch where several ask for the same: nodes that share a parameter and all want the same value."""
+    kept: list[Patch] = []
+    for patch in patches:
+        twin = next((k for k, p in enumerate(kept) if _same_wish(p, patch)), None)
+        if twin is None:
+            kept.append(patch)
+            continue
+        first = kept[twin]
+        if isinstance(first, SetParameter) and isinstance(patch, SetParameter):
+            kept[twin] = replace(first, readers=tuple(dict.fromkeys((*first.readers, *patch.readers))))
+    return tuple(kept)
+
+
+def _same_wish(a: Patch, b: Patch) -> bool:
+    if isinstance(a, SetParameter) and isinstance(b, SetParameter):
+        return a.name == b.name and np.allclose(a.value, b.value, rtol=1e-6, atol=1e-7)
+    return False
+
+
+def _patched(target: Model, patches: Sequence[Patch]) -> Model:
+    """The target with lowered patches; in its own framework where all of them are parameters of it."""
+    proto = apply(target.proto, patches)
+    own = {
+        target.parameters[p.name]: p.value
+        for p in patches
+        if isinstance(p, SetParameter) and p.name in target.parameters and not p.readers
+    }
+    if target.framework == Framework.ONNX or len(own) < len(patches):
+        return _as_onnx(target, proto)
+    try:
+        native = adapter(target.framework).with_parameters(target, own)
+    except OnnxFixError:
+        return _as_onnx(target, proto)
+    return replace(target, proto=proto, native=native)
+
+
+def _as_onnx(target: Model, proto: onnx.ModelProto) -> Model:
+    """A model whose nodes keep the layers they came from, but which only ONNX can run."""
+    own = {t.name: t.name for t in proto.graph.initializer}
+    return Model(proto, Framework.ONNX, proto, parameters=own, layers=target.layers)
+
+
+def _after(
+    examination: Examination, canonical: onnx.ModelProto, work: Inputs, tolerances: dict[str, float]
+) -> Comparison:
+    """The repaired normal form against the source's outputs kept from the examination."""
+    source, target = examination.source, examination.target
+    accumulator = Accumulator.for_models(source, target, **tolerances)
+    session = Session(canonical)
+    for chunk, expected in zip(in_chunks(source, target, work), examination.source_outputs, strict=True):
+        accumulator.add(expected, list(session.run(chunk.target).values()), chunk.count)
+    return accumulator.result()
+
+
+def _verified(source: Model, repaired: Model, held: Inputs, tolerances: dict[str, float]) -> Comparison:
+    """The whole repaired model, as it will be given back, against the source on held-out data."""
+    accumulator = Accumulator.for_models(source, repaired, **tolerances)
+    session = Session(source.canonical)
+    for chunk in in_chunks(source, repaired, held):
+        expected = list(session.run(chunk.source).values())
+        accumulator.add(expected, list(repaired.run(chunk.target).values()), chunk.count)
+    return accumulator.result()

@@ -1,0 +1,166 @@
+"""Apply patches to a graph, and take them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import networkx as nx
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxfix.align.graph import captured
+from onnxfix.errors import OnnxFixError
+from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetConstant, SetParameter
+
+
+class PatchError(OnnxFixError):
+    """A patch does not fit the graph it is applied to."""
+
+
+def apply(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
+    """Apply patches to a copy of a graph.
+
+    Args:
+        proto: The lowered graph for patches whose ``lowered`` is true, the normal form for the others.
+        patches: In the order in which they are to be applied.
+
+    Raises:
+        PatchError: the graph has no such node or initializer.
+    """
+    patched = onnx.ModelProto()
+    patched.CopyFrom(proto)
+    structural = False
+    for patch in patches:
+        match patch:
+            case SetParameter():
+                _set_parameter(patched.graph, patch)
+            case SetAttribute():
+                _set_attribute(_node(patched.graph, patch.node), patch.attribute, patch.value)
+            case SetConstant():
+                _set_tensor(patched.graph, patch.name, patch.value)
+            case ReplaceRegion():
+                _replace(patched.graph, patch)
+                structural = True
+    if structural:
+        _tidy(patched.graph)
+    return patched
+
+
+def reverted(patch: Patch) -> Patch:
+    """The patch that takes a patch back.
+
+    Raises:
+        PatchError: a replaced region is not kept; apply the other patches to the untouched target instead.
+    """
+    match patch:
+        case SetParameter():
+            return SetParameter(patch.name, patch.previous, patch.value, patch.readers)
+        case SetAttribute():
+            return SetAttribute(patch.node, patch.attribute, patch.previous, patch.value)
+        case SetConstant():
+            return SetConstant(patch.name, patch.previous, patch.value)
+        case ReplaceRegion():
+            raise PatchError(f"'{patch.describe()}' cannot be taken back: start again from the untouched target.")
+
+
+def _set_tensor(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            if tuple(tensor.dims) != value.shape and tensor.dims:
+                raise PatchError(f"{name} has shape {list(tensor.dims)}, the patch {list(value.shape)}.")
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            return
+    for node in graph.node:
+        if node.op_type == "Constant" and name in node.output:
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(value)))
+            return
+    raise PatchError(f"the graph has no initializer {name}.")
+
+
+def _set_parameter(graph: onnx.GraphProto, patch: SetParameter) -> None:
+    others = [n.name for n in graph.node if patch.name in n.input and n.name not in patch.readers]
+    if not patch.readers or not others:
+        _set_tensor(graph, patch.name, patch.value)
+        return
+    own = _free_name(graph, f"{patch.name}/repaired")
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(patch.value), own))
+    for node in graph.node:
+        if node.name in patch.readers:
+            node.input[:] = [own if v == patch.name else v for v in node.input]
+
+
+def _free_name(graph: onnx.GraphProto, name: str) -> str:
+    taken = {t.name for t in graph.initializer}
+    free, count = name, 1
+    while free in taken:
+        count += 1
+        free = f"{name}{count}"
+    return free
+
+
+def _node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    for node in graph.node:
+        if node.name == name:
+            return node
+    raise PatchError(f"the graph has no node {name}.")
+
+
+def _set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    if value is not None:
+        node.attribute.append(helper.make_attribute(name, value))
+
+
+def _replace(graph: onnx.GraphProto, patch: ReplaceRegion) -> None:
+    """Rewire to the added nodes; what nothing reads any more goes when the graph is tidied."""
+    graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in patch.constants.items()
+    )
+    for (reader, slot), value in patch.rewired.items():
+        if reader:
+            _read(_node(graph, reader), slot, value)
+        else:
+            _output(graph, slot, value)
+    graph.node.extend(patch.added)
+
+
+def _read(node: onnx.NodeProto, slot: int, value: str) -> None:
+    while len(node.input) <= slot:
+        node.input.append("")
+    node.input[slot] = value
+
+
+def _output(graph: onnx.GraphProto, slot: int, value: str) -> None:
+    """Let a graph output be another value, under its own name."""
+    name = graph.output[slot].name
+    aside = f"{name}/replaced"
+    for node in graph.node:
+        node.output[:] = [aside if o == name else o for o in node.output]
+        node.input[:] = [aside if i == name else i for i in node.input]
+    source = aside if value == name else value
+    graph.node.append(helper.make_node("Identity", [source], [name], f"{name}/repaired"))
+
+
+def _tidy(graph: onnx.GraphProto) -> None:
+    """Topological order, nothing dead, no stale shapes."""
+    makers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
+    edges = nx.DiGraph()
+    edges.add_nodes_from(range(len(graph.node)))
+    for k, node in enumerate(graph.node):
+        edges.add_edges_from((makers[v], k) for v in (*node.input, *captured(node)) if v in makers)
+    live = set()
+    for output in graph.output:
+        if output.name in makers:
+            live |= {makers[output.name], *nx.ancestors(edges, makers[output.name])}
+    nodes = [graph.node[k] for k in nx.lexicographical_topological_sort(edges) if k in live]
+    read = {v for node in nodes for v in (*node.input, *captured(node))} | {o.name for o in graph.output}
+    tensors = [t for t in graph.initializer if t.name in read]
+    for field, kept in ((graph.node, nodes), (graph.initializer, tensors)):
+        copies = [type(item).FromString(item.SerializeToString()) for item in kept]
+        del field[:]
+        field.extend(copies)
+    del graph.value_info[:]
