@@ -121,7 +121,7 @@ def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) 
             value = _ARITHMETIC[op](*(o.astype(np.float64) for o in present))
         return (np.asarray(value, dtype=present[0].dtype),)
     if op in _DIRECT and len(present) == len(operands):
-        return (np.ascontiguousarray(_DIRECT[op](present, attributes)),)
+        return (np.asarray(_DIRECT[op](present, attributes), order="C"),)
     return _reference(op, operands, attributes)
 
 

@@ -10,7 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.activations import RecognizeActivations
+from onnxfix.canonical.affine import FoldAffineAfter, FoldAffineBefore, MergeAffine, SplitBatchNorm
+from onnxfix.canonical.arithmetic import SpellArithmetic
+from onnxfix.canonical.bias import ExplicitBias
 from onnxfix.canonical.broadcasting import SpellBroadcasts
+from onnxfix.canonical.clipping import SpellClips
+from onnxfix.canonical.defaults import ExplicitAttributes
+from onnxfix.canonical.dense import SpellDense
 from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph
@@ -19,6 +26,8 @@ from onnxfix.canonical.naming import emit
 from onnxfix.canonical.opset import UnifyOpset
 from onnxfix.canonical.ordering import OrderOperands
 from onnxfix.canonical.origins import Origin
+from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
+from onnxfix.canonical.pooling import SpellPools
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
 from onnxfix.canonical.shapes import FoldShapes
@@ -58,9 +67,23 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         RemoveNoOps(),
         SpellReshapes(),
         SpellBroadcasts(),
+        ExplicitAttributes(),
+        ExplicitBias(),
+        SpellArithmetic(),
+        SpellClips(),
+        RecognizeActivations(),
+        SplitBatchNorm(),
         PushTransposes(),
         PushThroughReshapes(),
         SinkReshapes(),
+        ResolveAutoPad(),
+        MergePads(),
+        FoldPads(),
+        MergeAffine(),
+        FoldAffineAfter(),
+        FoldAffineBefore(),
+        SpellPools(),
+        SpellDense(),
         MergeEqualNodes(),
         RemoveDeadCode(),
         OrderOperands(),
