@@ -48,7 +48,7 @@ def bind(store: Store, source: Model, target: Model, *, reshaped: tuple[bool, bo
         AlignmentError: the models do not take the same inputs.
     """
     pairs = pair_inputs(source, target)
-    fixed = [n for n in (fixed_batch(source.inputs), fixed_batch(target.inputs)) if n]
+    fixed = [n for n in (_batch(source), _batch(target)) if n]
     chunk = min(fixed, default=None)
     if isinstance(store, Pictures):
         store = _sized(store, source.inputs, target.inputs)
@@ -78,6 +78,16 @@ def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
     leading = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)}
     only = leading.pop() if len(leading) == 1 else None
     return only if isinstance(only, int) else None
+
+
+def _batch(model: Model) -> int | None:
+    """How many samples the model takes at a time; None for any number.
+
+    A graph can declare any number at its inputs and still reshape to a single one inside, as converters write it; its
+    outputs then say so.
+    """
+    leading = {spec.shape[0] if spec.shape else None for spec in model.outputs}
+    return fixed_batch(model.inputs) or (1 if leading == {1} else None)
 
 
 def takes_whole(block: Block, keys: Keys, specs: Sequence[TensorSpec]) -> bool:

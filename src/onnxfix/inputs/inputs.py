@@ -246,8 +246,9 @@ class Inputs:
         for block in store.blocks(binding.chunk or self._batch_size):
             rows = row_count(block)
             chunk = binding.chunk or rows
-            whole = bool(known) and all(takes_whole(block, keys, specs) for keys, specs in known)
-            if isinstance(store, Pictures) or whole or rows is None or chunk is None or rows <= chunk:
+            together = isinstance(store, FeedList) and store.whole and bool(known)
+            whole = together and all(takes_whole(block, keys, specs) for keys, specs in known)
+            if whole or rows is None or chunk is None or rows <= chunk:
                 yield block, rows or 1
                 continue
             for start in range(0, rows, chunk):
