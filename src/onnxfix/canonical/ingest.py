@@ -76,6 +76,7 @@ def _stamp(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         name = node.name or next((o.name for o in node.outputs if o.name), "")
         node.meta[LOWERED] = (name,)
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
         node.metadata_props.clear()
         if model.functions:
             node.metadata_props[LOWERED] = name

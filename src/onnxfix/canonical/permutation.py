@@ -36,11 +36,12 @@ def rebuild(
     node: ir.Node,
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any] | None = None,
+    before: ir.Node | None = None,
 ) -> ir.Node:
-    """Insert a copy of ``node`` before it, with other operands and some attributes replaced."""
+    """Insert a copy of ``node`` before it (or another node), with other operands and some attributes replaced."""
     kept = {name: attr.value for name, attr in node.attributes.items()}
     return editor.node(
-        node.op_type, inputs, like=[node], before=node, attributes={**kept, **(attributes or {})},
+        node.op_type, inputs, like=[node], before=before or node, attributes={**kept, **(attributes or {})},
         outputs=len(node.outputs),
     )
 

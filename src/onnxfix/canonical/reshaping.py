@@ -44,7 +44,7 @@ def _respell(editor: Editor, node: ir.Node) -> None:
         return
     old = array(node.inputs[1]) if node.op_type == "Reshape" else None
     if len(chain) == 1 and old is not None and old.dtype == np.int64 and list(old) == target:
-        if attribute(node, "allowzero") is not None:
+        if attribute(node, "allowzero", 0):
             del node.attributes["allowzero"]
             editor.modified = True
         return
@@ -131,7 +131,15 @@ def _resolved(shape: list[Size], target: list[Size], allowzero: bool, name: str)
         rest = product([size for k, size in enumerate(sizes) if k not in inferred])
         quotient = product(shape).over(rest)
         sizes[inferred[0]] = Size(1, (f"{name}#{inferred[0]}",)) if quotient is None else quotient
-    return sizes
+    return _thawed(shape, sizes)
+
+
+def _thawed(shape: list[Size], sizes: list[Size]) -> list[Size]:
+    """Undo a batch frozen into a target: ``[N, 7] -> [1, 7]`` only works where N is 1, and there it is ``[N, 7]``."""
+    if not shape or not sizes or len(shape[0].symbols) != 1 or sizes[0].number is None:
+        return sizes
+    rest, others = product(shape[1:]), product(sizes[1:])
+    return [shape[0], *sizes[1:]] if rest == others else sizes
 
 
 def constant_target(shape: Sequence[Size], sizes: Sequence[Size]) -> list[int] | None:

@@ -7,9 +7,27 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.permutation import Perm, inverse, permute, plan_pull, reshape, sink, transposed
+from onnxfix.canonical.permutation import (
+    Perm,
+    inverse,
+    permute,
+    plan_pull,
+    rebuild,
+    reshape,
+    sink,
+    transposed,
+)
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, rank
+from onnxfix.canonical.rewriting import (
+    Editor,
+    array,
+    attribute,
+    is_constant,
+    is_op,
+    producer,
+    rank,
+    sole_consumer,
+)
 from onnxfix.canonical.symbolic import sizes_of
 
 Rule = Callable[[Editor, ir.Node, Perm], bool]
@@ -28,10 +46,10 @@ class PushTransposes(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.graph is None or node.domain not in ("", "ai.onnx"):
                 continue
-            if node.op_type == "Transpose" and _only_ones_move(editor, node):
+            if node.op_type == "Transpose" and (_only_ones_move(editor, node) or _pull_up(editor, node)):
                 continue
             rule = RULES.get(node.op_type)
-            if rule is None:
+            if rule is None or _belongs_to_window(node):
                 continue
             for value in node.inputs:
                 found = transposed(value)
@@ -57,6 +75,61 @@ def _only_ones_move(editor: Editor, node: ir.Node) -> bool:
     editor.replace(node.outputs[0], reshape(editor, node.inputs[0], target, wanted, [node], node))
     editor.remove([node])
     return True
+
+
+# Ops that see a window of the map, and so fix its layout.
+_WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+
+
+def _belongs_to_window(node: ir.Node) -> bool:
+    """Whether a node only pads, scales or shifts by constants what a Conv or pool reads, and so stays next to it."""
+    if not is_op(node, "Pad", "Mul", "Add") or not _only_constants_beside(node):
+        return False
+    after = sole_consumer(node.outputs[0])
+    return after is not None and (is_op(after, *_WINDOWED) or _belongs_to_window(after))
+
+
+def _only_constants_beside(node: ir.Node) -> bool:
+    return sum(1 for value in node.inputs if value is not None and not is_constant(value)) == 1
+
+
+def _pull_up(editor: Editor, node: ir.Node) -> bool:
+    """``T_p(Pad(x)) -> Pad'(T_p(x))`` in front of a Conv or pool, which can then take it in; also Mul and Add.
+
+    The one case in which a Transpose moves towards the inputs; what it passes is never pushed through again.
+    """
+    after, inner = sole_consumer(node.outputs[0]), producer(node.inputs[0], "Pad", "Mul", "Add")
+    if inner is None or sole_consumer(inner.outputs[0]) is not node or not _only_constants_beside(inner):
+        return False
+    if after is None or not (is_op(after, *_WINDOWED) or _belongs_to_window(after)):
+        return False
+    perm = tuple(attribute(node, "perm") or ())
+    value = next((v for v in inner.inputs if v is not None and not is_constant(v)), None)
+    if value is None or rank(value) != len(perm) or (is_op(inner, "Pad") and value is not inner.inputs[0]):
+        return False
+    inputs = _carried(editor, inner, value, inverse(perm))
+    if inputs is None:
+        return False
+    moved = permute(editor, value, perm, [node], node, like_shape=node.outputs[0])
+    new = rebuild(editor, inner, [moved if v is value else v for v in inputs], before=node)
+    editor.replace(node.outputs[0], new.outputs[0])
+    editor.remove([node, inner])
+    return True
+
+
+def _carried(editor: Editor, inner: ir.Node, value: ir.Value, back: Perm) -> list[ir.Value | None] | None:
+    """The operands of Pad, Mul or Add on the other side of a Transpose, ``value`` itself left for the caller."""
+    if is_op(inner, "Pad"):
+        pads = array(inner.inputs[1])
+        if pads is None or len(pads) != 2 * len(back) or (len(inner.inputs) > 3 and inner.inputs[3] is not None):
+            return None
+        forth = inverse(back)
+        moved = [int(pads[half + k]) for half in (0, len(back)) for k in forth]
+        return [value, editor.literal(np.asarray(moved, dtype=np.int64), "pads"), *inner.inputs[2:3]]
+    plans = [None if v is value else plan_pull(v, back, inner, broadcasts=True) for v in inner.inputs]
+    if any(plan is None and v is not value for plan, v in zip(plans, inner.inputs, strict=True)):
+        return None
+    return [value if plan is None else plan.build(editor) for plan in plans]
 
 
 def _compose(editor: Editor, node: ir.Node, perm: Perm) -> bool:
