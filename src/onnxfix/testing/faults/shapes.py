@@ -32,7 +32,7 @@ def _small_constants_folded(proto: onnx.ModelProto) -> onnx.ModelProto:
     folded.CopyFrom(proto)
     del folded.graph.node[:]
     for node in proto.graph.node:
-        if node.domain in _STANDARD and node.input and all(value in small for value in node.input if value):
+        if _is_plain(node) and node.input and all(value in small for value in node.input if value):
             feeds = {value: small[value] for value in node.input if value}
             results = [np.asarray(r) for r in ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)]
             small.update(zip(node.output, results, strict=True))
@@ -43,6 +43,11 @@ def _small_constants_folded(proto: onnx.ModelProto) -> onnx.ModelProto:
             if content is not None and content.size <= _SMALL and content.dtype.kind in "iu":
                 small[node.output[0]] = content
     return folded
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return node.domain in _STANDARD and not any(attribute.type in graphs for attribute in node.attribute)
 
 
 def _is_small(tensor: onnx.TensorProto) -> bool:
