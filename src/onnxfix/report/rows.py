@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxfix.report.names import compact
 from onnxfix.surgeon.patch import SetAttribute, SetParameter
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ class FaultRow:
 
     Attributes:
         where: The target's own name of the place, and the source's.
-        parameter: The guilty tensor or attribute, as the target's framework names it.
+        parameter: The guilty tensor or attribute, as the target's framework names it, and the source's.
         done: What the repair did about it; empty for a diagnosis.
     """
 
     kind: str
     where: tuple[str, str]
-    parameter: str
+    parameter: tuple[str, str]
     error: str
     noise: str
     done: str
@@ -42,8 +43,10 @@ class FaultRow:
 
     def cells(self, number: int, arrow: str = " <- ") -> tuple[str, ...]:
         """In the order of :data:`FAULT_HEADINGS`."""
-        where = arrow.join(name for name in self.where if name)
-        return str(number), self.kind, where, self.parameter, self.error, self.noise, self.done
+        where, parameter = (
+            arrow.join(dict.fromkeys(name for name in names if name)) or "-" for names in (self.where, self.parameter)
+        )
+        return str(number), self.kind, where, parameter, self.error, self.noise, self.done
 
 
 def fault_row(fault: Fault, done: str = "") -> FaultRow:
@@ -51,7 +54,7 @@ def fault_row(fault: Fault, done: str = "") -> FaultRow:
     return FaultRow(
         kind=str(fault.kind),
         where=(_place(fault.target_nodes), _place(fault.source_nodes)),
-        parameter=_parameter(fault),
+        parameter=(fault.native_parameter or fault.parameter or "", fault.source_parameter or ""),
         error=number(fault.local_error),
         noise=number(fault.noise),
         done=done,
@@ -73,7 +76,7 @@ def _done(fault: Fault, repair: Repair) -> str:
     for patch in repair.patches:
         if isinstance(patch, SetParameter) and patch.name == fault.parameter:
             changed = int(np.count_nonzero(patch.value != patch.previous))
-            return f"set {changed} of {patch.value.size} values"
+            return f"{changed} of {patch.value.size} values set"
         if isinstance(patch, SetAttribute) and (patch.attribute, patch.node) in _attributes(fault):
             return f"set to {patch.value}"
     return "repaired"
@@ -150,5 +153,8 @@ def _place(names: Sequence[str]) -> str:
     return names[-1] if names else ""
 
 
-def _parameter(fault: Fault) -> str:
-    return fault.native_parameter or fault.parameter or "-"
+def compacted(rows: Sequence[FaultRow], width: int) -> list[FaultRow]:
+    """The rows with names of at most ``width`` characters."""
+    pairs = [(column, side) for column in ("where", "parameter") for side in (0, 1)]
+    columns = [compact([getattr(row, column)[side] for row in rows], width) for column, side in pairs]
+    return [replace(row, where=(a, b), parameter=(c, d)) for row, a, b, c, d in zip(rows, *columns, strict=True)]

@@ -14,6 +14,7 @@ from onnxfix.report.rows import (
     COMPARISON_HEADINGS,
     FAULT_HEADINGS,
     FaultRow,
+    compacted,
     comparison_cells,
     fault_row,
     model_facts,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from onnxfix.model import Model
     from onnxfix.repair import Repair
 
+# What the columns of the fault table take, gaps included; the two columns of names share the rest.
+_WIDTHS = {"#": 5, "kind": 18, "where": 3, "parameter": 3, "error": 10, "noise": 10, "done": 16}
 _MARKS = {"\u2713": "bold green", "\u2717": "bold red"}
 
 
@@ -96,15 +99,22 @@ def _faults(console: Console, rows: Sequence[FaultRow]) -> None:
             done = f" [{row.done}]" if row.done else ""
             _line(console, f"{number}. {row.kind}: {row.message} (error {row.error}, noise {row.noise}){done}")
         return
-    headings = FAULT_HEADINGS if any(row.done for row in rows) else FAULT_HEADINGS[:-1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
+    narrow = console.width < 100
+    left_out = {"noise"} if narrow else set()
+    if not any(row.done for row in rows):
+        left_out.add("done")
+    shown = [i for i, heading in enumerate(FAULT_HEADINGS) if heading not in left_out]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in (FAULT_HEADINGS[i] for i in shown):
         numeric = heading in ("#", "error", "noise")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for number, row in enumerate(rows, 1):
+    # Two columns of names share what the others leave; "<- " stands before half of the names.
+    others = sum(_WIDTHS[FAULT_HEADINGS[i]] for i in shown)
+    names = max(16, (console.width - others) // 2 - len("<- "))
+    for number, row in enumerate(compacted(rows, names), 1):
         cells = row.cells(number, arrow="\n<- ")
         styles = ("", "yellow", "", "cyan", "red", "dim", "red" if row.done.startswith("left") else "green")
-        table.add_row(*(Text(cell, style) for cell, style in list(zip(cells, styles, strict=True))[: len(headings)]))
+        table.add_row(*(Text(cells[i], styles[i]) for i in shown))
     console.print(table)
 
 
