@@ -6,15 +6,17 @@ the time and folds the native parameters away.
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxfix.errors import LoweringError, MissingDependencyError
-from onnxfix.frameworks.quiet import quiet
+from onnxfix.frameworks.quiet import muted, quiet
 
 OPSET = 18
 
@@ -25,12 +27,14 @@ def require(extra: str, purpose: str) -> None:
     Raises:
         MissingDependencyError: one of them is not installed.
     """
-    for module, package in (("tensorflow", "tensorflow"), ("tf2onnx", "tf2onnx")):
+    for module in ("tensorflow", "tf2onnx"):
+        if sys.modules.get(module) is not None:
+            continue
         try:
-            with quiet():
-                __import__(module)
+            with quiet(), muted():
+                importlib.import_module(module)
         except ImportError as error:
-            raise MissingDependencyError(package, extra, purpose) from error
+            raise MissingDependencyError(module, extra, purpose) from error
 
 
 def to_onnx(main: Any, subgraphs: Iterable[Any], *, tflite: bool, what: str) -> onnx.ModelProto:
@@ -123,22 +127,34 @@ def same_content(tensor: onnx.TensorProto, value: np.ndarray) -> bool:
     return array.shape == value.shape and array.dtype == value.dtype and array.tobytes() == value.tobytes()
 
 
-def _check_operators(proto: onnx.ModelProto, what: str) -> None:
-    """With an operator it does not know, tf2onnx only logs an error and leaves the native operator in the graph."""
-    unknown = sorted({
-        node.op_type for graph in _graphs(proto.graph) for node in graph.node
-        if not node.domain and not onnx.defs.has(node.op_type)
-    })
-    if unknown:
-        raise LoweringError(f"{what} has no ONNX form: tf2onnx cannot lower the operator {', '.join(unknown)}.")
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs inside its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from subgraphs(attribute.g)
+
+
+def rename_values(graph: onnx.GraphProto, renames: Mapping[str, str]) -> None:
+    """Rename values wherever they are written or read, in place."""
+    for part in subgraphs(graph):
+        for node in part.node:
+            for values in (node.input, node.output):
+                for index, name in enumerate(values):
+                    values[index] = renames.get(name, name)
+        for value in (*part.input, *part.output, *part.initializer, *part.value_info):
+            value.name = renames.get(value.name, value.name)
+
+
+def _check_operators(proto: onnx.ModelProto, what: str) -> None:
+    """With an operator it does not know, tf2onnx only logs an error and leaves the native operator in the graph."""
+    unknown = sorted({
+        node.op_type for graph in subgraphs(proto.graph) for node in graph.node
+        if not node.domain and not onnx.defs.has(node.op_type)
+    })
+    if unknown:
+        raise LoweringError(f"{what} has no ONNX form: tf2onnx cannot lower the operator {', '.join(unknown)}.")
 
 
 def _standard_resize(proto: onnx.ModelProto) -> None:
@@ -146,7 +162,7 @@ def _standard_resize(proto: onnx.ModelProto) -> None:
 
     ``floor((i + 0.5) / scale)`` is ``half_pixel`` rounded with ties upwards.
     """
-    for graph in _graphs(proto.graph):
+    for graph in subgraphs(proto.graph):
         for node in graph.node:
             for attribute in node.attribute:
                 if node.op_type == "Resize" and attribute.s == b"tf_half_pixel_for_nn":
@@ -156,7 +172,7 @@ def _standard_resize(proto: onnx.ModelProto) -> None:
 
 
 def _drop_unused_opsets(proto: onnx.ModelProto) -> None:
-    used = {node.domain for graph in _graphs(proto.graph) for node in graph.node} | {""}
+    used = {node.domain for graph in subgraphs(proto.graph) for node in graph.node} | {""}
     kept = [opset for opset in proto.opset_import if opset.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)

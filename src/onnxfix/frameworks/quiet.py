@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_STDERR = 2
 _LOGGERS = ("tensorflow", "tf2onnx", "absl", "keras")
 
 
@@ -34,3 +35,24 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(value)
         if level is not None:  # tf2onnx rewrites it on import
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Send what native code writes to the standard error stream to nowhere inside the block.
+
+    Only for imports: TensorFlow's native libraries write there before any log level applies.
+    """
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # no standard error stream at all
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        os.close(sink)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxfix.errors import LoweringError
-from onnxfix.frameworks.lowering_tf2onnx import first_line, to_onnx
+from onnxfix.frameworks.lowering_tf2onnx import first_line, rename_values, subgraphs, to_onnx
 from onnxfix.frameworks.tf_inline import inlined
 
 _BODIES = frozenset({"If", "StatelessIf", "While", "StatelessWhile"})
@@ -160,7 +160,7 @@ def _renamed(proto: onnx.ModelProto, graph: FlatGraph) -> onnx.ModelProto:
     renames = {old: new for old, new in wanted.items() if old != new and old in present}
     for name in set(renames.values()) & (present - set(renames)):  # a bystander must give way
         renames[name] = _free(name, present | set(wanted.values()))
-    _rename(proto.graph, renames)
+    rename_values(proto.graph, renames)
     _order_outputs(proto, graph, {tensor: wanted[tensor] for tensor, _ in repeated if tensor in wanted}, repeated)
     return proto
 
@@ -214,32 +214,14 @@ def _free(name: str, taken: set[str]) -> str:
     return f"{name}_{count}"
 
 
-def _subgraphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _subgraphs(attribute.g)
-
-
 def _read(graph: onnx.GraphProto) -> set[str]:
-    return {name for part in _subgraphs(graph) for node in part.node for name in node.input}
+    return {name for part in subgraphs(graph) for node in part.node for name in node.input}
 
 
 def _values(graph: onnx.GraphProto) -> set[str]:
     found: set[str] = set()
-    for part in _subgraphs(graph):
+    for part in subgraphs(graph):
         for node in part.node:
             found.update(node.input, node.output)
         found.update(v.name for v in (*part.input, *part.output, *part.initializer))
     return found
-
-
-def _rename(graph: onnx.GraphProto, renames: Mapping[str, str]) -> None:
-    for part in _subgraphs(graph):
-        for node in part.node:
-            for values in (node.input, node.output):
-                for index, name in enumerate(values):
-                    values[index] = renames.get(name, name)
-        for value in (*part.input, *part.output, *part.initializer, *part.value_info):
-            value.name = renames.get(value.name, value.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ def open_interpreter(data: bytes, *, keep_all: bool = False) -> Any:
                 model_content=data,
                 experimental_op_resolver_type=resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
                 experimental_preserve_all_tensors=keep_all,
+                num_threads=os.cpu_count(),
             )
     except (ValueError, RuntimeError) as error:
         raise LoadError(f"LiteRT refuses the TFLite model: {first_line(error)}.") from error
@@ -127,7 +129,7 @@ def _runtime() -> tuple[Callable[..., Any], Any]:
 def _lowered(file: Flatbuffer) -> onnx.ModelProto:
     """Build tf2onnx's graphs from the checked file and map them to ONNX."""
     from onnxfix.frameworks.lowering_tf2onnx import to_onnx
-    from onnxfix.frameworks.tflite_graph import graphs
+    from onnxfix.frameworks.tflite_graph import graphs, without_landmarks
 
     try:
         main, subgraphs = graphs(file, _static_shapes(file))
@@ -135,7 +137,9 @@ def _lowered(file: Flatbuffer) -> onnx.ModelProto:
         raise
     except Exception as error:  # tf2onnx's reader raises whatever it stumbles over
         raise LoweringError(f"{file.what} has no ONNX form: {first_line(error)}.") from error
-    return to_onnx(main, subgraphs, tflite=True, what=file.what)
+    proto = to_onnx(main, subgraphs, tflite=True, what=file.what)
+    without_landmarks(proto)
+    return proto
 
 
 def _static_shapes(file: Flatbuffer) -> dict[int, list[int]]:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto, TensorProto, helper
 
 from onnxfix.frameworks.flatbuffer import Flatbuffer
+from onnxfix.frameworks.lowering_tf2onnx import rename_values
 
+_RAW = "/raw"
+_LANDMARK = "/landmark"
+_OUTPUT = "_graph_outputs"  # in the name of the Identity that tf2onnx puts in front of every graph output
 _CLIPS = {"RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0)}  # activations that tf2onnx does not know
 
 
@@ -39,6 +44,8 @@ def graphs(file: Flatbuffer, shapes: Mapping[int, list[int]]) -> tuple[Any, list
         nodes, _, _, output_shapes, dtypes, inputs, outputs, name = tflite_utils.parse_tflite_graph(
             view, codes, model, prefix, better if is_main else None
         )
+        if is_main:
+            nodes = _with_landmarks(nodes, output_shapes, dtypes)
         graph = Graph(
             nodes, output_shapes, dtypes, input_names=inputs, output_names=outputs,
             is_subgraph=not is_main, graph_name=name,
@@ -86,6 +93,52 @@ class _NamedTensor:
     def Name(self) -> bytes:
         """The given name."""
         return self._name
+
+
+def _with_landmarks(nodes: list[Any], shapes: dict[str, Any], dtypes: dict[str, int]) -> list[Any]:
+    """Put an Identity behind every operator, which takes over its output's name.
+
+    tf2onnx keeps an operator's output name for the first node it turns into, such as a Conv in front of the activation
+    and the transpose back; the Identity's output is what TFLite calls by that name.
+    """
+    marked = []
+    for node in nodes:
+        marked.append(node)
+        if node.op_type in ("Const", "Placeholder"):
+            continue
+        for index, name in enumerate(node.output):
+            if dtypes.get(name, TensorProto.UNDEFINED) == TensorProto.UNDEFINED:
+                continue  # a list or a resource
+            raw = f"{name}{_RAW}"
+            shapes[raw], dtypes[raw] = shapes[name], dtypes[name]
+            node.output[index] = raw
+            marked.append(helper.make_node("Identity", [raw], [name], name=f"{name}{_LANDMARK}"))
+    return marked
+
+
+def without_landmarks(proto: ModelProto) -> None:
+    """Take the landmarks out again; the values in front of them get their names."""
+    landmarks = [node for node in proto.graph.node if node.name.endswith(_LANDMARK)]
+    native = {node.output[0] for node in landmarks}
+    fixed = {value.name for value in (*proto.graph.input, *proto.graph.initializer)}
+    renames: dict[str, str] = {}
+    kept = []
+    for node in proto.graph.node:
+        is_landmark = node.name.endswith(_LANDMARK) and node.input[0] not in native
+        is_output = node.op_type == "Identity" and _OUTPUT in node.name and node.input[0] in native
+        if (is_landmark or is_output) and node.input[0] not in fixed and node.input[0] not in renames:
+            renames[node.input[0]] = node.output[0]
+        else:
+            kept.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    rename_values(proto.graph, {name: _end(name, renames) for name in renames})
+
+
+def _end(name: str, renames: Mapping[str, str]) -> str:
+    while name in renames:
+        name = renames[name]
+    return name
 
 
 def _mend(graph: Any) -> None:
