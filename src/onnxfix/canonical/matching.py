@@ -50,7 +50,7 @@ def _greatest(value: np.ndarray) -> float:
 
 def _within(first: np.ndarray, second: np.ndarray, rtol: float, absolute: float) -> bool:
     """The tolerance test in both directions; elements that are not finite must be the same."""
-    a, b = first.astype(np.float64), second.astype(np.float64)
+    a, b = (v if v.dtype.kind == "f" and v.dtype.itemsize >= 4 else v.astype(np.float64) for v in (first, second))
     with np.errstate(invalid="ignore"):
         good = np.abs(a - b) <= rtol * np.minimum(np.abs(a), np.abs(b)) + absolute
     good &= np.isfinite(a) & np.isfinite(b)
@@ -133,17 +133,19 @@ class Matcher:
     def _color_by_weights(self) -> None:
         """Refine again with constants labelled by the class of agreeing ones; kept only if both graphs still fit."""
         classes: tuple[dict[int, Color], dict[int, Color]] = ({}, {})
-        standing: dict[bytes, list[tuple[np.ndarray, Color]]] = {}
-        for graph, found in zip((self.first, self.second), classes, strict=True):
+        standing: dict[bytes, list[tuple[int, np.ndarray, Color]]] = {}
+        for side, graph in enumerate((self.first, self.second)):
             for index, value in enumerate(graph.constants):
                 group = standing.setdefault(kind(value), [])
-                for representative, color in group:
+                for place, representative, color in group:
                     if close(representative, value, self.rtol, self.atol):
-                        found[index] = color
+                        classes[side][index] = color
+                        if side == 1 and place >= 0:
+                            self.agreeing[place, index] = True
                         break
                 else:
-                    found[index] = digest(kind(value), str(len(group)).encode())
-                    group.append((value, found[index]))
+                    classes[side][index] = digest(kind(value), str(len(group)).encode())
+                    group.append((index if side == 0 else -1, value, classes[side][index]))
         structural = self.colors
         self.colors = (self._colored(self.first, classes[0]), self._colored(self.second, classes[1]))
         if not self._same_partition():

@@ -15,7 +15,9 @@ from onnxfix.canonical.affine import FoldAffineAfter, FoldAffineBefore, MergeAff
 from onnxfix.canonical.arithmetic import SpellArithmetic
 from onnxfix.canonical.bias import ExplicitBias
 from onnxfix.canonical.broadcasting import SpellBroadcasts
+from onnxfix.canonical.casts import SpellCasts
 from onnxfix.canonical.clipping import SpellClips
+from onnxfix.canonical.concats import FlattenConcats
 from onnxfix.canonical.defaults import ExplicitAttributes
 from onnxfix.canonical.dense import SpellDense
 from onnxfix.canonical.folding import FoldConstants
@@ -62,6 +64,7 @@ class NormalForm:
 def passes() -> tuple[ir.passes.InPlacePass, ...]:
     """The passes of one round, in order."""
     return (
+        SpellCasts(),
         FoldConstants(),
         FoldShapes(),
         RemoveNoOps(),
@@ -83,6 +86,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         FoldAffineAfter(),
         FoldAffineBefore(),
         SpellPools(),
+        FlattenConcats(),
         SpellDense(),
         MergeEqualNodes(),
         RemoveDeadCode(),
