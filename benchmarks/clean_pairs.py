@@ -28,6 +28,8 @@ def main() -> int:
         clean &= good
         print("  ".join(row), flush=True)
     tables.show(f"Clean conversions, {options.photos} photos", COLUMNS, rows)
+    if options.families:
+        return 0 if clean else 1
     path = tables.write(
         "clean-pairs", "Clean conversions",
         f"{options.photos} photos; written by `make bench-clean`. Every finding in this table is a false alarm.",

@@ -78,7 +78,7 @@ def main() -> int:
         passed &= good
         print("  ".join(row), flush=True)
     tables.show(f"Planted faults, {options.photos} photos", COLUMNS, rows)
-    if not options.faults:
+    if not options.faults and options.networks == everything:
         print(f"written to {report(rows, options).relative_to(networks.ROOT)}")
     return 0 if passed else 1
 
