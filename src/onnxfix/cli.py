@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from onnxfix import __version__
 from onnxfix.errors import ExportError, LoadError, OnnxFixError
@@ -19,6 +19,9 @@ from onnxfix.report import terminal
 from onnxfix.report.files import check_report, write_bytes
 from onnxfix.report.rows import model_facts
 from onnxfix.shell import Shell, own_streams
+
+if TYPE_CHECKING:
+    from onnxfix.repair import Repair
 
 GOOD, DIFFERENT, FAILED = 0, 1, 2
 _PROTOBUF_LIMIT = 2**31 - 1
@@ -119,16 +122,27 @@ def repair(args: argparse.Namespace, shell: Shell) -> int:
     holdout = None if args.holdout is None else _data(args, args.holdout)
     source, target = _load(args.source, "source", shell), _load(args.target, "target", shell)
     result = run(source, target, data, holdout, **_tuning(args), progress=shell.progress)
-    if result.success:
-        shell.progress("writing", 0.0)
-        result.save(output)
+    failure = _saved(result, output, shell) if result.success else None
+    written = result.success and failure is None
     shell.done()
     terminal.show_repair(shell.console, result)
     if args.report is not None:
         result.report(args.report)
-    shell.write_json(result.to_dict() | {"output": str(output) if result.success else None})
-    shell.say(f"wrote {output}" if result.success else f"not repaired: {output} was not written")
-    return GOOD if result.success else DIFFERENT
+    shell.write_json(result.to_dict() | {"output": str(output) if written else None})
+    if failure is not None:
+        raise failure
+    shell.say(f"wrote {output}" if written else f"not repaired: {output} was not written")
+    return GOOD if written else DIFFERENT
+
+
+def _saved(result: Repair, output: Path, shell: Shell) -> OnnxFixError | None:
+    """Write the repaired model; what went wrong is told after the findings, which stand all the same."""
+    shell.progress("writing", 0.0)
+    try:
+        result.save(output)
+    except OnnxFixError as error:
+        return error
+    return None
 
 
 def _load(path: str, role: str, shell: Shell) -> Model:

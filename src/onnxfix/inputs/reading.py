@@ -165,7 +165,7 @@ def _as_feed(item: Any) -> Mapping[str, np.ndarray]:
 
 
 def _refuse_empty(store: Store) -> None:
-    if store.units == 0:
+    if isinstance(store, FeedList) and not store.feeds:
         raise InputError("the data are empty: give at least one sample.")
     for feed in store.feeds if isinstance(store, FeedList) else [store.sample]:
         for name, array in feed.items():
