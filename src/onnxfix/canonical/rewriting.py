@@ -203,7 +203,7 @@ class Editor:
         stem = hint.partition("@")[0]
         name = f"{stem}@{next(_SERIAL)}"
         self.modified = True
-        value = ir.val(name, const_value=ir.tensor(np.asarray(content, order="C"), name=name))
+        value = ir.val(name, const_value=ir.Tensor(np.asarray(content, order="C"), name=name))
         value.meta[ORIGIN] = origin
         self.graph.register_initializer(value)
         return value
