@@ -25,6 +25,7 @@ from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, Remo
 from onnxfix.canonical.inference import infer_graph
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.naming import emit
+from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNorm
 from onnxfix.canonical.opset import UnifyOpset
 from onnxfix.canonical.ordering import OrderOperands
 from onnxfix.canonical.origins import Origin
@@ -75,6 +76,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellArithmetic(),
         SpellClips(),
         RecognizeActivations(),
+        RecognizeLayerNorm(),
         SplitBatchNorm(),
         PushTransposes(),
         PushThroughReshapes(),
@@ -83,6 +85,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         MergePads(),
         FoldPads(),
         MergeAffine(),
+        FoldIntoLayerNorm(),
         FoldAffineAfter(),
         FoldAffineBefore(),
         SpellPools(),

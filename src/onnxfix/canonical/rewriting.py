@@ -194,8 +194,8 @@ class Editor:
 
     def remove(self, nodes: Iterable[ir.Node]) -> None:
         """Remove nodes that nothing reads any more (others are kept)."""
-        for node in nodes:
-            if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+        for node in dict.fromkeys(nodes):
+            if node.graph is self.graph and not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 self.graph.remove(node, safe=True)
                 self.modified = True
 

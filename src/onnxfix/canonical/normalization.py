@@ -1,0 +1,289 @@
+"""Layer normalization that converters spell out is LayerNormalization, with its scale and shift inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfix.canonical.affine import is_made_up_zero
+from onnxfix.canonical.origins import Literal
+from onnxfix.canonical.queries import dims, finite, is_float, nodes_of, operands, producer, rank, scalar, used_once
+from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Mean and ``1 / Sqrt(variance + epsilon)`` of a value over its last axes, and the nodes that compute them."""
+
+    value: ir.Value
+    mean: ir.Value
+    centered: ir.Value
+    deviation: ir.Value
+    axis: int
+    shape: tuple[int, ...]
+    epsilon: float
+    nodes: tuple[ir.Node, ...]
+
+
+class RecognizeLayerNorm(ir.passes.InPlacePass):
+    """Chains of means and differences over the last axes become LayerNormalization.
+
+    With ``m = ReduceMean(x)``, ``d = x - m``, ``s = Sqrt(ReduceMean(d * d) + epsilon)``:
+
+    - ``d / s = d * Reciprocal(s) = LayerNormalization(x, 1, 0)``
+    - ``x * (gamma / s) + (beta - m * (gamma / s)) = LayerNormalization(x, gamma, beta)`` (TensorFlow's spelling)
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Recognise."""
+        editor = Editor(model.graph)
+        for node in nodes_of(model.graph, "Sqrt"):
+            statistics = _statistics(node)
+            if statistics is not None:
+                _centered_form(editor, statistics)
+                _expanded_form(editor, statistics)
+        return ir.passes.PassResult(model, editor.modified)
+
+
+def _statistics(root: ir.Node) -> _Statistics | None:
+    add = producer(root.inputs[0], "Add")
+    pair = operands(add) if add is not None else None
+    if add is None or pair is None or scalar(pair[1]) is None or not is_float(pair[0]):
+        return None
+    variance = producer(pair[0], "ReduceMean")
+    square = None if variance is None else producer(variance.inputs[0], "Mul")
+    if variance is None or square is None or square.inputs[0] is not square.inputs[1]:
+        return None
+    center = producer(square.inputs[0], "Sub")
+    mean = None if center is None else producer(center.inputs[1], "ReduceMean")
+    if center is None or mean is None or mean.inputs[0] is not center.inputs[0] or mean.inputs[0] is None:
+        return None
+    value = mean.inputs[0]
+    axis = _trailing(mean, value)
+    sizes = (dims(value) or ())[axis:] if axis is not None else ()
+    if axis is None or axis != _trailing(variance, value) or any(d is None for d in sizes):
+        return None
+    return _Statistics(
+        value=value, mean=mean.outputs[0], centered=center.outputs[0], deviation=root.outputs[0], axis=axis,
+        shape=tuple(int(d or 0) for d in sizes), epsilon=scalar(pair[1]) or 0.0,
+        nodes=(root, add, variance, square, center, mean),
+    )
+
+
+def _trailing(reduction: ir.Node, value: ir.Value) -> int | None:
+    """The first axis of a reduction over the last axes that keeps them as ones."""
+    axes = array(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
+    size = rank(value)
+    if axes is None or not size or not reduction.attributes.get_int("keepdims", 1):
+        return None
+    found = sorted(int(a) % size for a in axes.reshape(-1))
+    return found[0] if found and found == list(range(found[0], size)) else None
+
+
+def _users(value: ir.Value, *ops: str) -> Iterator[ir.Node]:
+    for usage in tuple(value.uses()):
+        if usage.node.domain == "" and usage.node.op_type in ops and usage.node.graph is value.graph:
+            yield usage.node
+
+
+def _reciprocals(statistics: _Statistics) -> Iterator[ir.Node]:
+    yield from _users(statistics.deviation, "Reciprocal")
+
+
+def _centered_form(editor: Editor, statistics: _Statistics) -> None:
+    quotients = [n for n in _users(statistics.deviation, "Div")
+                 if n.inputs[0] is statistics.centered and n.inputs[1] is statistics.deviation]
+    for inverse in _reciprocals(statistics):
+        quotients += [n for n in _users(inverse.outputs[0], "Mul") if statistics.centered in n.inputs]
+    for node in quotients:
+        _emit(editor, node, statistics, None, None, [])
+
+
+def _expanded_form(editor: Editor, statistics: _Statistics) -> None:
+    for inverse in tuple(_reciprocals(statistics)):
+        for scaled in (inverse, *_users(inverse.outputs[0], "Mul")):
+            for product in tuple(_users(scaled.outputs[0], "Mul")):
+                if statistics.value in product.inputs:
+                    _expanded(editor, statistics, inverse.outputs[0], product)
+
+
+def _expanded(editor: Editor, statistics: _Statistics, inverse: ir.Value, product: ir.Node) -> None:
+    """Follow ``x * g`` through the sums it goes into until they are the whole normalization."""
+    found: tuple[ir.Node, ir.Value | None, ir.Value | None, list[ir.Node]] | None = None
+    node, value = product, product.outputs[0]
+    for _ in range(3):
+        if not used_once(value):
+            break
+        following = next(_users(value, "Add", "Sub"), None)
+        if following is None:
+            break
+        node, value = following, following.outputs[0]
+        parts = _parts(node, statistics, inverse)
+        if parts is not None:
+            found = (node, *parts)
+    if found is not None:
+        _emit(editor, found[0], statistics, found[1], found[2], found[3])
+
+
+@dataclass
+class _Term:
+    sign: int
+    variables: list[ir.Value]
+    constants: list[ir.Value]
+
+
+def _parts(
+    node: ir.Node, statistics: _Statistics, inverse: ir.Value
+) -> tuple[ir.Value | None, ir.Value | None, list[ir.Node]] | None:
+    """(gamma, beta, nodes) where a sum is ``x * r * gamma - m * r * gamma + beta``."""
+    nodes: list[ir.Node] = []
+    terms = list(_terms(node.outputs[0], 1, nodes, {statistics.value, statistics.mean, inverse}))
+    scaled, shifted, betas = [], [], []
+    for term in terms:
+        if not term.variables:
+            betas.append(term)
+        elif set(term.variables) == {statistics.value, inverse} and len(term.variables) == 2:
+            scaled.append(term)
+        elif set(term.variables) == {statistics.mean, inverse} and len(term.variables) == 2:
+            shifted.append(term)
+        else:
+            return None
+    if len(scaled) != 1 or len(shifted) != 1 or len(betas) > 1 or scaled[0].sign != 1:
+        return None
+    negations = [c for c in shifted[0].constants if scalar(c) == -1.0 and c not in scaled[0].constants]
+    gammas = [c for c in shifted[0].constants if c not in negations]
+    if shifted[0].sign * (-1) ** len(negations) != -1 or gammas != scaled[0].constants or len(gammas) > 1:
+        return None
+    if betas and (betas[0].sign != 1 or len(betas[0].constants) != 1):
+        return None
+    return (gammas[0] if gammas else None, betas[0].constants[0] if betas else None, nodes)
+
+
+def _terms(value: ir.Value, sign: int, nodes: list[ir.Node], leaves: set[ir.Value], depth: int = 5) -> Iterator[_Term]:
+    node = value.producer()
+    if depth and node is not None and value not in leaves and node.domain == "" and node.op_type in ("Add", "Sub"):
+        nodes.append(node)
+        for slot, operand in enumerate(node.inputs):
+            if operand is not None:
+                inner = -sign if slot == 1 and node.op_type == "Sub" else sign
+                yield from _terms(operand, inner, nodes, leaves, depth - 1)
+        return
+    term = _Term(sign, [], [])
+    _factors(value, term, nodes, leaves, 5)
+    yield term
+
+
+def _factors(value: ir.Value, term: _Term, nodes: list[ir.Node], leaves: set[ir.Value], depth: int) -> None:
+    node = value.producer()
+    if is_constant(value):
+        term.constants.append(value)
+    elif value in leaves or node is None or node.op_type != "Mul" or node.domain != "" or depth == 0:
+        term.variables.append(value)
+    else:
+        nodes.append(node)
+        for operand in node.inputs:
+            if operand is not None:
+                _factors(operand, term, nodes, leaves, depth - 1)
+
+
+def _emit(
+    editor: Editor, node: ir.Node, statistics: _Statistics, gamma: ir.Value | None, beta: ir.Value | None,
+    inner: list[ir.Node],
+) -> None:
+    """Replace ``node`` by the normalization."""
+    dtype = statistics.value.dtype
+    scale = None if gamma is None else spread(editor, gamma, statistics.shape)
+    shift = None if beta is None else spread(editor, beta, statistics.shape)
+    if dtype is None or (gamma is not None and scale is None) or (beta is not None and shift is None):
+        return
+    scale = scale or editor.literal(np.ones(statistics.shape, dtype.numpy()), "scale")
+    shift = shift or editor.literal(np.zeros(statistics.shape, dtype.numpy()), "bias")
+    made = editor.node(
+        "LayerNormalization", [statistics.value, scale, shift],
+        like=[node, *(n for n in inner if n is not node), *statistics.nodes], before=node,
+        attributes={"axis": statistics.axis, "epsilon": statistics.epsilon, "stash_type": 1},
+    )
+    editor.replace(node.outputs[0], made.outputs[0])
+    editor.remove([node])
+
+
+def spread(editor: Editor, constant: ir.Value, shape: tuple[int, ...]) -> ir.Value | None:
+    """A constant over the last axes, in their full shape; None if it varies along any other axis."""
+    content = array(constant)
+    if content is None:
+        return None
+    lead = content.ndim - len(shape)
+    if any(d != 1 for d in content.shape[: max(lead, 0)]):
+        return None
+    inner = content.shape[max(lead, 0) :]
+    if any(d not in (1, s) for d, s in zip(reversed(inner), reversed(shape), strict=False)):
+        return None
+    if content.shape == shape:
+        return constant
+    value = constant
+    if lead > 0:
+        value = editor.constant("Reshape", value, editor.literal(np.array(inner, np.int64)))
+    if inner != shape:
+        value = editor.constant("Expand", value, editor.literal(np.array(shape, np.int64)))
+    return value
+
+
+class FoldIntoLayerNorm(ir.passes.InPlacePass):
+    """``LayerNorm(x, g, b) * s + t = LayerNorm(x, g * s, b * s + t)`` along the normalized axes, bias explicit."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold."""
+        editor = Editor(model.graph)
+        for node in nodes_of(model.graph, "LayerNormalization"):
+            self._explicit_bias(editor, node)
+        for node in nodes_of(model.graph, "Mul", "Add"):
+            pair = operands(node)
+            norm = producer(pair[0], "LayerNormalization") if pair else None
+            if pair is None or norm is None or not used_once(norm.outputs[0]) or not finite(pair[1]):
+                continue
+            self._fold(editor, node, norm, pair[1])
+        return ir.passes.PassResult(model, editor.modified)
+
+    @staticmethod
+    def _explicit_bias(editor: Editor, node: ir.Node) -> None:
+        scale = node.inputs[1]
+        shape = dims(scale)
+        if shape is None or scale is None or scale.dtype is None or None in shape:
+            return
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            return
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, editor.literal(np.zeros(shape, scale.dtype.numpy()), f"{scale.name}.bias"))  # type: ignore[arg-type]
+
+    @staticmethod
+    def _fold(editor: Editor, node: ir.Node, norm: ir.Node, constant: ir.Value) -> None:
+        scale, bias = norm.inputs[1], norm.inputs[2] if len(norm.inputs) > 2 else None
+        size, shape = rank(norm.inputs[0]), dims(scale)
+        if scale is None or bias is None or not is_constant(scale) or not is_constant(bias) or shape is None:
+            return
+        if len(norm.outputs) > 1 and any(o.uses() or o.is_graph_output() for o in norm.outputs[1:]):
+            return
+        axis = norm.attributes.get_int("axis", -1)
+        if size is None or len(array(constant).shape) > size or len(shape) != size - axis % size:  # type: ignore[union-attr]
+            return
+        vector = spread(editor, constant, tuple(int(d or 0) for d in shape))
+        if vector is None or dims(bias) != shape:
+            return
+        if node.op_type == "Mul":
+            scale = vector if _is_made_up_one(scale) else editor.constant("Mul", scale, vector)
+        if not (node.op_type == "Mul" and is_made_up_zero(bias)):
+            bias = vector if is_made_up_zero(bias) else editor.constant(node.op_type, bias, vector)
+        folded = editor.node(
+            "LayerNormalization", [norm.inputs[0], scale, bias], like=[norm, node], before=node,
+            attributes=dict(norm.attributes),
+        )
+        editor.replace(node.outputs[0], folded.outputs[0])
+        editor.remove([node, norm])
+
+
+def _is_made_up_one(value: ir.Value) -> bool:
+    return isinstance(origin_of(value), Literal) and bool(np.all(array(value) == 1))
