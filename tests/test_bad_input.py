@@ -187,7 +187,7 @@ def test_preprocessing_by_name_is_for_pictures(folder, capsys):
 
 @pytest.mark.parametrize(
     "module, suffix, extra",
-    [("torch", "pt2", "pytorch"), ("keras", "keras", "tensorflow"), ("tensorflow", "pb", "tensorflow"),
+    [("torch", "pt2", "pytorch"), ("tensorflow", "keras", "tensorflow"), ("tensorflow", "pb", "tensorflow"),
      ("tf2onnx", "tflite", "tflite")],
 )
 def test_a_missing_extra_names_the_install_that_mends_it(folder, capsys, monkeypatch, whole_files, module, suffix, extra):
