@@ -3,30 +3,46 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench bench-clean bench-faults bench-bugs picture clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "onnxfix needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Installing onnxfix with PyTorch (CPU), TensorFlow (CPU) and LiteRT into $(VENV), about 3 GB: a few minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first: constraints.txt names the version whose wheel is for the CPU.
+	@$(PIP) torch
+	@$(PIP) -e '.[dev]'
+	@touch $(STAMP)
 
 demo: install
-	$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo.py
 
 test: install
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks docs
 	$(BIN)/mypy
 
+# The benchmarks need the models and photos that ONNXFIX_DATA points to (by default ../shared/data).
 bench: install
 	$(BIN)/python benchmarks/cost.py
+
+bench-clean: install
+	$(BIN)/python benchmarks/clean_pairs.py
+
+bench-faults: install
+	$(BIN)/python benchmarks/planted_faults.py
+
+bench-bugs: install
+	$(BIN)/python benchmarks/converter_bugs.py
+
+picture: install
+	$(BIN)/python docs/make_terminal_picture.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -91,6 +91,24 @@ class Graph:
         """The nodes that read a value, with the operand index."""
         return list(self._consumers.get(value, ()))
 
+    def computed_by(self, value: str) -> tuple[str, ...]:
+        """Names of the node behind a value, seen through views, nearest computation first; empty for an input."""
+        views: list[str] = []
+        node = self.producer(value)
+        while node is not None and node.op_type in _VIEWS:
+            views.append(node.name)
+            node = self.producer(node.input[0])
+        return (node.name, *views) if node is not None else tuple(reversed(views))
+
+    def read_by(self, value: str) -> tuple[str, ...]:
+        """Names of the nodes that a value reaches: its readers, and through views the readers of those."""
+        found: dict[str, None] = {}
+        for reader, _ in self.consumers(value):
+            found[reader.name] = None
+            if reader.op_type in _VIEWS:
+                found.update(dict.fromkeys(self.read_by(reader.output[0])))
+        return tuple(found)
+
     def data_nodes(self, *op_types: str) -> list[onnx.NodeProto]:
         """Nodes that depend on a graph input, in graph order, optionally of certain types only."""
         return [

@@ -43,13 +43,12 @@ class RemoveActivation(FaultOperator):
 
     def apply(self, graph: Graph, candidate: Candidate, rng: np.random.Generator) -> tuple[Site, ...]:
         node = graph.nodes[candidate[0]]
-        before = graph.producer(node.input[0])
-        after = [reader.name for reader, _ in graph.consumers(node.output[0])]
-        if before is None and not after:
+        names = graph.computed_by(node.input[0]) or graph.read_by(node.output[0])
+        if not names:
             raise Unfit(f"{node.name} is the whole graph")
         done = f"removed {node.op_type} {node.name}"
         graph.bypass(node)
-        return (self.site(before.name if before is not None else after[0], None, done),)
+        return (self.site(names[0], None, done, names[1:]),)
 
 
 class ReplaceActivation(FaultOperator):
@@ -84,14 +83,14 @@ class InsertMul(FaultOperator):
 
     def apply(self, graph: Graph, candidate: Candidate, rng: np.random.Generator) -> tuple[Site, ...]:
         node, value = candidate
-        readers = tuple(reader.name for reader, _ in graph.consumers(value))
-        if not readers:
+        around = (*graph.computed_by(value), *graph.read_by(value))
+        if not graph.consumers(value):
             raise Unfit(f"nothing reads {value}")
         factor = np.array(rng.choice((0.5, 0.8, 1.25, 1.5)), np.float32)
         mul = graph.splice(value, "Mul", graph.add_constant(factor, "factor"))
         done = f"inserted Mul {mul.name} by {factor:g} after {node}"
         # A scale folds into the layer before or after it, so these are rightly named as well.
-        return (self.site(mul.name, None, done, (node, *readers)),)
+        return (self.site(mul.name, None, done, around),)
 
 
 class DuplicateNode(FaultOperator):

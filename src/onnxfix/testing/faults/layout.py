@@ -75,8 +75,8 @@ class PermuteFlatten(FaultOperator):
         turn = onnx.helper.make_node("Transpose", [node.input[0]], [turned], graph.fresh("Transpose"), perm=perm)
         graph.insert_node(turn, before=node)
         graph.nodes[node.name].input[0] = turned
-        readers = tuple(reader.name for reader, _ in graph.consumers(node.output[0]))
-        return (self.site(turn.name, None, f"flattened {node.name} channels last", (node.name, *readers)),)
+        also = (node.name, *graph.read_by(node.output[0]))
+        return (self.site(turn.name, None, f"flattened {node.name} channels last", also),)
 
     def _permute_rows(self, graph: Graph, node: onnx.NodeProto) -> Site:
         operand, weight = weight_of(graph, node)
