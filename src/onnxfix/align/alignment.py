@@ -111,7 +111,7 @@ def _identical(source: GraphView, target: GraphView, colours: tuple[Colours, Col
     ):
         return None
     pairs = dict(zip(target.nodes, source.nodes, strict=True))
-    twins = defaultdict(int)
+    twins: dict[tuple[str, str], int] = defaultdict(int)
     for name in target.nodes:
         twins[theirs.forward[name], theirs.backward[name]] += 1
     for theirs_name, ours_name in pairs.items():

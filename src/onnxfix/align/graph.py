@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr"})
+COMMUTATIVE = frozenset(
+    {"Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+)
 
 
 class GraphView:
@@ -25,7 +27,7 @@ class GraphView:
         graph = proto.graph
         self.nodes: dict[str, onnx.NodeProto] = {node.name: node for node in graph.node}
         self.order: dict[str, int] = {name: k for k, name in enumerate(self.nodes)}
-        self._tensors = {t.name: t for t in graph.initializer}
+        self._tensors: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
         self._arrays: dict[str, np.ndarray] = {}
         self.inputs: tuple[str, ...] = tuple(i.name for i in graph.input if i.name not in self._tensors)
         self.outputs: tuple[str, ...] = tuple(o.name for o in graph.output)

@@ -51,6 +51,7 @@ class Apply:
 Origin = Parameter | Literal | Apply
 
 # Opset of the normal form and so of these expressions: the newest that onnxruntime 1.20 runs; 22 adds no meaning to it.
+_TINY = float(np.finfo(np.float32).tiny)
 EXPRESSION_OPSET = 21
 
 
@@ -204,7 +205,10 @@ def invert(origin: Origin, parameter: str, wanted: Array, parameters: Mapping[st
         current = parameters[parameter]
         if current.size != np.size(wanted):
             raise NotInvertible(f"{parameter} has {current.size} values, {np.size(wanted)} are wanted")
-        return np.asarray(wanted).reshape(current.shape).astype(current.dtype)
+        solution = np.asarray(wanted).reshape(current.shape)
+        if solution.dtype.kind == "f":
+            solution = np.where(np.isnan(solution), current, solution)
+        return solution.astype(current.dtype)
     if not isinstance(origin, Apply):
         raise NotInvertible(f"{parameter} does not occur in the expression")
     holding = [k for k, o in enumerate(origin.operands) if o is not None and parameter in parameters_of(o)]
@@ -234,45 +238,64 @@ def _operand(values: list[Array | None], slot: int) -> Array:
     return value
 
 
-def _unbroadcast(solution: Array, shape: tuple[int, ...]) -> Array:
-    """Reduce a solution to the operand's own, smaller shape; all copies must agree (to float noise)."""
-    if solution.shape == shape:
+def _repeated_axes(shape: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of ``shape`` along which a tensor of shape ``own`` is repeated when broadcast to it."""
+    lead = len(shape) - len(own)
+    return tuple(range(lead)) + tuple(lead + k for k, d in enumerate(own) if d == 1 and shape[lead + k] != 1)
+
+
+# In the rules below NaN stands for "any value will do": a weight behind a scale of zero.
+
+
+def _unbroadcast(solution: Array, shape: tuple[int, ...], scale: float) -> Array:
+    """Reduce a solution to the operand's own, smaller shape; all copies must agree to float noise of ``scale``."""
+    axes = _repeated_axes(solution.shape, shape)
+    if not axes:
         return solution
-    lead = solution.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(
-        lead + k for k, d in enumerate(shape) if d == 1 and solution.shape[lead + k] != 1
-    )
-    mean = solution.mean(axis=axes, keepdims=True)
-    if not np.allclose(solution, mean, rtol=1e-5, atol=1e-7 * float(np.abs(solution).max(initial=0.0))):
+    known = ~np.isnan(solution)
+    count = known.sum(axis=axes, keepdims=True)
+    mean = np.where(known, solution, 0.0).sum(axis=axes, keepdims=True) / np.where(count, count, np.nan)
+    if np.abs(solution - mean).max(initial=0.0, where=known) > 2e-6 * scale:
         raise NotInvertible("the wanted values differ where the parameter is broadcast")
     return np.asarray(mean.reshape(shape))
+
+
+def _factor(goal: Array, other: Array, shape: tuple[int, ...]) -> Array:
+    """Solve ``x * other = goal`` for an ``x`` of the given shape, by least squares where it is broadcast."""
+    axes = _repeated_axes(goal.shape, shape)
+    if not axes:
+        return _quotient(goal, other)
+    other = np.broadcast_to(other, goal.shape)
+    factor = _quotient(np.sum(goal * other, axis=axes, keepdims=True), np.sum(other * other, axis=axes, keepdims=True))
+    misfit = np.abs(goal - np.where(np.isnan(factor), 0.0, factor) * other)
+    if misfit.max(initial=0.0) > 2e-6 * np.abs(goal).max(initial=0.0):
+        raise NotInvertible("the wanted values differ where the parameter is broadcast")
+    return np.asarray(factor.reshape(shape))
 
 
 def _invert_arithmetic(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
     current = _operand(values, slot)
     other = _operand(values, 1 - slot).astype(np.float64)
     goal = wanted.astype(np.float64)
+    if origin.op == "Mul":
+        return _factor(goal, other, current.shape)
+    if origin.op == "Div":
+        if slot == 0:
+            return _factor(goal, np.reciprocal(other), current.shape)
+        return _unbroadcast(_quotient(other, goal), current.shape, float(np.abs(current).max(initial=0.0)))
     if origin.op == "Add":
         solution = goal - other
-    elif origin.op == "Sub":
-        solution = goal + other if slot == 0 else other - goal
-    elif origin.op == "Mul":
-        solution = _quotient(goal, other, current)
-    elif slot == 0:
-        solution = goal * other
     else:
-        solution = _quotient(other, goal, current)
-    return _unbroadcast(solution, current.shape)
+        solution = goal + other if slot == 0 else other - goal
+    return _unbroadcast(solution, current.shape, float(max(np.abs(goal).max(initial=0), np.abs(other).max(initial=0))))
 
 
-def _quotient(numerator: Array, denominator: Array, current: Array) -> Array:
-    """Divide; where it is 0/0 any value will do and the current one is kept."""
+def _quotient(numerator: Array, denominator: Array) -> Array:
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    free = (denominator == 0) & (numerator == 0)
-    if np.any((denominator == 0) & ~free):
+    zero = np.abs(denominator) < _TINY
+    if np.any(zero & (np.abs(numerator) > _TINY)):
         raise NotInvertible("a scale is zero where the wanted value is not")
-    kept = np.broadcast_to(current, free.shape)
-    return np.asarray(np.divide(numerator, denominator, out=kept.astype(np.float64).copy(), where=~free))
+    return np.asarray(np.divide(numerator, denominator, out=np.full(zero.shape, np.nan), where=~zero))
 
 
 def _invert_shape(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
@@ -307,7 +330,7 @@ def _invert_selection(origin: Apply, slot: int, values: list[Array | None], want
 
 
 def _invert_expand(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
-    return _unbroadcast(wanted, _operand(values, 0).shape)
+    return _unbroadcast(wanted, _operand(values, 0).shape, float(np.abs(wanted).max(initial=0.0)))
 
 
 def _invert_unary(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
@@ -316,7 +339,7 @@ def _invert_unary(origin: Apply, slot: int, values: list[Array | None], wanted: 
     if origin.op == "Cast":
         return wanted.astype(_operand(values, 0).dtype)
     if origin.op == "Reciprocal":
-        return _quotient(np.ones_like(wanted, dtype=np.float64), wanted.astype(np.float64), _operand(values, 0))
+        return _quotient(np.ones_like(wanted, dtype=np.float64), wanted.astype(np.float64))
     if origin.op == "Sqrt":
         if np.any(wanted < 0):
             raise NotInvertible("a square root cannot be negative")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -53,12 +52,12 @@ def attribute(
         The attributions, and the constants that no parameter can make right.
     """
     wrong = tuple(wrong)
-    single = _common(source, target, wrong) if len(wrong) > 1 else None
+    single = _explained(source, target, wrong) if len(wrong) > 1 else None
     if single is not None:
         return (single,), ()
     found, left = [], []
     for constant in wrong:
-        made = _first(target, (constant,), _suspects(source, target, constant))
+        made = _explained(source, target, (constant,))
         if made is None:
             left.append(constant)
         else:
@@ -66,9 +65,11 @@ def attribute(
     return tuple(found), tuple(left)
 
 
-def _common(source: Model, target: Model, wrong: tuple[WrongConstant, ...]) -> Attribution | None:
-    suspects = [set(_suspects(source, target, constant)) for constant in wrong]
-    return _first(target, wrong, sorted(set.intersection(*suspects)))
+def _explained(source: Model, target: Model, wrong: tuple[WrongConstant, ...]) -> Attribution | None:
+    """The parameter that explains all of some constants, one that the source has otherwise before any other."""
+    shared = set.intersection(*(set(_parameters(target, constant)) for constant in wrong))
+    suspects = {n for n in shared if any(n in _suspects(source, target, constant) for constant in wrong)}
+    return _first(target, wrong, sorted(suspects)) or _first(target, wrong, sorted(shared - suspects))
 
 
 def _first(target: Model, wrong: tuple[WrongConstant, ...], names: Iterable[str]) -> Attribution | None:
@@ -88,7 +89,7 @@ def _solve(target: Model, wrong: tuple[WrongConstant, ...], name: str) -> Attrib
     parameters = form.parameters
     try:
         value = invert(form.origins[wrong[0].name], name, wrong[0].expected, parameters)
-        changed = ChainMap({name: value}, parameters)
+        changed = {**{n: parameters[n] for c in wrong for n in parameters_of(form.origins[c.name])}, name: value}
         for constant in wrong:
             if not _agrees(evaluate(form.origins[constant.name], changed), constant.expected):
                 return None
@@ -104,16 +105,24 @@ def _agrees(value: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.allclose(value, expected, rtol=2e-6, atol=1e-6 * peak))
 
 
-def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str]:
-    """Float parameters behind a constant, without those that the source has just the same."""
+def _parameters(target: Model, constant: WrongConstant) -> list[str]:
+    """Float parameters behind a constant."""
     form = target.normal_form
     origin = form.origins.get(constant.name)
-    if origin is None:
-        return []
-    names = [n for n in parameters_of(origin) if n in form.parameters and form.parameters[n].dtype.kind == "f"]
-    known = _contents(source, constant.source_name)
-    suspected = [n for n in names if not any(close(k, form.parameters[n]) for k in known)]
-    return suspected or names
+    names = () if origin is None else parameters_of(origin)
+    return [n for n in names if n in form.parameters and form.parameters[n].dtype.kind == "f"]
+
+
+def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str]:
+    """Those of the parameters that the source does not have just the same, in whatever layout."""
+    parameters = target.normal_form.parameters
+    known = [_sorted(content) for content in _contents(source, constant.source_name)]
+    names = _parameters(target, constant)
+    return [n for n in names if not any(close(k, _sorted(parameters[n])) for k in known)]
+
+
+def _sorted(content: np.ndarray) -> np.ndarray:
+    return np.sort(content, axis=None)
 
 
 def _contents(source: Model, name: str | None) -> list[np.ndarray]:

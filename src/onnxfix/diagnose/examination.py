@@ -11,7 +11,9 @@ from onnx import helper
 
 from onnxfix.align import Alignment, GraphView, Region, align, regions
 from onnxfix.compare import Accumulator, Comparison
+from onnxfix.diagnose.compensation import without_compensations
 from onnxfix.diagnose.differences import Difference, corrected, differences
+from onnxfix.diagnose.finding import Finding, Recording
 from onnxfix.diagnose.noise import is_guilty, noise_floor
 from onnxfix.errors import OnnxFixError, RuntimeFailure
 from onnxfix.inputs import Chunk, Inputs, pair_inputs
@@ -24,38 +26,6 @@ Progress = Callable[[str, float], None]
 
 # Samples per chunk of the probe: large enough to keep the kernels busy, small enough to record whole.
 CHUNK = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """What entered and left a region of the source on one chunk of data.
-
-    Attributes:
-        feeds: Source value -> array, for everything that either side's piece is fed with.
-        outputs: The source's outputs of the region.
-    """
-
-    feeds: Mapping[str, np.ndarray]
-    outputs: tuple[np.ndarray, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """A guilty region.
-
-    Attributes:
-        region: Where.
-        differences: For a matched node, the differences that make it guilty; empty for a gap.
-        error: Its local error over all data.
-        noise: The part of it that noise explains.
-        recording: Boundary values on a chunk that shows the error; None where they could not be recorded.
-    """
-
-    region: Region
-    differences: tuple[Difference, ...]
-    error: LocalError
-    noise: LocalError
-    recording: Recording | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +174,16 @@ def _judge(
     for chunk, members in telling:
         recordings = _record(alignment, [suspects[k].region for k in members], chunks[chunk].source)
         for k, recording in zip(members, recordings, strict=True):
-            finding = _finding(alignment, suspects[k], errors[k], recording)
+            finding = _finding(alignment, suspects[k], errors[k], recording, chunk)
             if finding is not None:
                 findings.append(finding)
+
+    def is_innocent(region: Region, chunk: int) -> bool:
+        [recording] = _record(alignment, [region], chunks[chunk].source)
+        error = evaluate_target(alignment, region, recording)
+        return not is_guilty(error, _noise(alignment, region, recording))
+
+    findings = list(without_compensations(alignment, findings, is_innocent))
     order = alignment.target.order
     findings.sort(key=lambda f: min((order[n] for n in f.region.target_nodes), default=0))
     return tuple(sorted(findings, key=lambda f: -min(f.error.relative, 1e30)))
@@ -242,7 +219,7 @@ def _entering(alignment: Alignment, region: Region) -> tuple[str, ...]:
 
 
 def _finding(
-    alignment: Alignment, suspect: _Suspect, error: LocalError, recording: Recording
+    alignment: Alignment, suspect: _Suspect, error: LocalError, recording: Recording, chunk: int
 ) -> Finding | None:
     region = suspect.region
     noise = _noise(alignment, region, recording)
@@ -253,7 +230,7 @@ def _finding(
     guilty = suspect.differences
     if len(guilty) > 1:
         guilty = _guilty_differences(alignment, suspect, recording, noise)
-    return Finding(region, guilty, error, noise, recording)
+    return Finding(region, guilty, error, noise, recording, chunk)
 
 
 def _noise(alignment: Alignment, region: Region, recording: Recording) -> LocalError:

@@ -11,10 +11,12 @@ import numpy as np
 from onnxfix.align import GraphView, Region
 from onnxfix.diagnose.attribution import Attribution, WrongConstant, attribute
 from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference
-from onnxfix.diagnose.examination import Examination, Finding
+from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import Fault, FaultKind
+from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.naming import counterpart, label, node_names, nodes_of_op
 from onnxfix.diagnose.weights import explain
+from onnxfix.model import Model
 
 # Ops that only move elements about.
 LAYOUT_OPS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -145,12 +147,15 @@ def _weight(
         expected, actual = attribution.value, attribution.previous
     names = node_names(target, finding.region.target_nodes, readers_of=[parameter] if parameter else ())
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
+    message = f"{what} of {label(names)} {how}."
+    if attribution is not None and _is_extra_factor(target, attribution):
+        kind, message = FaultKind.GRAPH, f"{label(names)} multiplies by {_short(actual)} what the source does not."
     fault = _fault(
         finding,
         kind,
         names,
         node_names(source, finding.region.source_nodes, readers_of=[theirs] if theirs else ()),
-        f"{what} of {label(names)} {how}.",
+        message,
         parameter=parameter or _operand(examination, finding, difference),
         source_parameter=source.parameters.get(theirs or "", theirs),
         native_parameter=target.parameters.get(parameter or ""),
@@ -158,6 +163,12 @@ def _weight(
         actual=actual,
     )
     return Cause(fault, finding, difference, attribution)
+
+
+def _is_extra_factor(target: Model, attribution: Attribution) -> bool:
+    """Whether a wrong parameter is the factor of a Mul or Div that should do nothing."""
+    reading = {node.op_type for node in target.proto.graph.node if attribution.parameter in node.input}
+    return reading <= {"Mul", "Div"} and bool(np.all(np.abs(attribution.value - 1) < 1e-5))
 
 
 def _operand(examination: Examination, finding: Finding, difference: Difference) -> str:
@@ -192,7 +203,7 @@ def _gap_message(
     ours: tuple[str, ...], theirs: tuple[str, ...], names: tuple[str, ...], source_names: tuple[str, ...]
 ) -> str:
     if ours and theirs:
-        return f"{_listed(theirs)} at {label(names)} stands where the source has {_listed(ours)} ({label(source_names)})."
+        return f"{_listed(theirs)} at {label(names)} stands for the source's {_listed(ours)} ({label(source_names)})."
     if ours:
         return f"{_listed(ours)} ({label(source_names)} in the source) is missing after {label(names)}."
     if theirs:

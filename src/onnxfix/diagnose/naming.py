@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from onnxfix.align.graph import attributes
 from onnxfix.canonical.origins import Origin, Parameter, parameters_of
 from onnxfix.model import Model
 
@@ -23,7 +24,7 @@ def node_names(model: Model, canonical: Iterable[str], *, readers_of: Iterable[s
     provenance = model.normal_form.provenance
     for name in canonical:
         behind = provenance.get(name, ())
-        chosen = [n for n in _readers(model, readers_of) if n in behind] or list(behind[:1]) or [name]
+        chosen = [n for n in _readers(model, readers_of) if n in behind] or _like(model, name, behind) or [name]
         lowered.update(dict.fromkeys(chosen))
     layers = dict.fromkeys(model.layers[n] for n in lowered if n in model.layers)
     return tuple(dict.fromkeys((*lowered, *layers)))
@@ -35,6 +36,20 @@ def nodes_of_op(model: Model, canonical: str, op: str) -> tuple[str, ...]:
     behind = model.normal_form.provenance.get(canonical, ())
     chosen = [n for n in behind if ops.get(n) == op] or list(behind[:1]) or [canonical]
     return tuple(dict.fromkeys((*chosen, *(model.layers[n] for n in chosen if n in model.layers))))
+
+
+def _like(model: Model, canonical: str, behind: tuple[str, ...]) -> list[str]:
+    """Of the lowered nodes behind a canonical one, the one that is just like it; else the primary one.
+
+    Transposes are composed on the way to the normal form: one of them is what is left, the others cancelled.
+    """
+    nodes = {node.name: node for node in model.proto.graph.node}
+    own = next(node for node in model.canonical.graph.node if node.name == canonical)
+    alike = [
+        n for n in behind
+        if n in nodes and nodes[n].op_type == own.op_type and attributes(nodes[n]) == attributes(own)
+    ]
+    return alike if len(alike) == 1 else list(behind[:1])
 
 
 def _readers(model: Model, parameters: Iterable[str]) -> tuple[str, ...]:
@@ -61,4 +76,5 @@ def counterpart(model: Model, origin: Origin | None, shape: tuple[int, ...]) -> 
     names = [n for n in parameters_of(origin) if n in model.normal_form.parameters]
     sizes = {n: int(np.size(model.normal_form.parameters[n])) for n in names}
     exact = [n for n in names if sizes[n] == int(np.prod(shape))]
-    return (exact or sorted(names, key=lambda n: -sizes[n]) or [None])[0]
+    best = exact or sorted(names, key=lambda n: -sizes[n])
+    return best[0] if best else None

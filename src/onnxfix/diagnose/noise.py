@@ -20,7 +20,7 @@ TRIALS = 2
 
 # Summation errs by a few times what one perturbation of each operand shows; below the floor nothing can be told.
 MARGIN = 10.0
-FLOOR = 3e-6
+FLOOR = 1e-6
 
 
 def noise_floor(region: onnx.ModelProto, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray]) -> LocalError:

@@ -17,8 +17,9 @@ from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes, renamed
 from onnxfix.canonical.origins import invert, parameters_of
 from onnxfix.diagnose.differences import SETTINGS, Difference, corrected
-from onnxfix.diagnose.examination import Examination, Finding
+from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.faults import Cause
+from onnxfix.diagnose.finding import Finding
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 from onnxfix.runtime.assembly import Constant, constants_read
@@ -172,7 +173,7 @@ def _transplant(alignment: Alignment, region: Region, prefix: str) -> ReplaceReg
     source = alignment.source
     back = {s: t for t, s in alignment.values.items()}
     own = [source.nodes[n] for n in region.source_nodes]
-    names = {o: prefix + o for node in own for o in node.output if o}
+    names: dict[str, str] = {o: prefix + o for node in own for o in node.output if o}
     constants: dict[str, np.ndarray] = {}
 
     def reached(value: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import onnx
@@ -23,6 +23,15 @@ from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
 from onnxfix.surgeon.patch import Patch, SetParameter
+
+
+
+class Tolerances(TypedDict):
+    """Of the whole models' comparison."""
+
+    rtol: float
+    atol: float
+
 
 # Share of the data held out for the proof where the caller gives none.
 HOLDOUT = 0.2
@@ -81,7 +90,7 @@ def repair(
     model, canonical, patches, left = _treated(examination, remedies(examination, found))
     if progress is not None:
         progress("verifying", 0.0)
-    tolerances = {"rtol": rtol, "atol": atol}
+    tolerances: Tolerances = {"rtol": rtol, "atol": atol}
     after = _after(examination, canonical, work, tolerances) if patches else examination.comparison
     verified = _verified(ours, model, held, tolerances)
     if progress is not None:
@@ -110,7 +119,8 @@ def _treated(
         The repaired model, its canonical graph, the patches, and what is left.
     """
     target = examination.target
-    working, left = [], []
+    working: list[Remedy] = []
+    left: list[Unrepaired] = []
     for remedy in chosen:
         reason = remedy.reason or _objection(examination, remedy)
         if reason:
@@ -130,7 +140,7 @@ def _treated(
 def _objection(examination: Examination, remedy: Remedy) -> str:
     """Why a remedy does not do: judged on its region alone, with the recorded values."""
     finding = remedy.finding
-    if not finding.region.matched or finding.recording is None:
+    if not finding.region.matched:
         return ""
     error = evaluate_corrected(examination.alignment, finding.region, finding.differences, finding.recording)
     if not is_guilty(error, finding.noise):
@@ -182,7 +192,7 @@ def _as_onnx(target: Model, proto: onnx.ModelProto) -> Model:
 
 
 def _after(
-    examination: Examination, canonical: onnx.ModelProto, work: Inputs, tolerances: dict[str, float]
+    examination: Examination, canonical: onnx.ModelProto, work: Inputs, tolerances: Tolerances
 ) -> Comparison:
     """The repaired normal form against the source's outputs kept from the examination."""
     source, target = examination.source, examination.target
@@ -193,7 +203,7 @@ def _after(
     return accumulator.result()
 
 
-def _verified(source: Model, repaired: Model, held: Inputs, tolerances: dict[str, float]) -> Comparison:
+def _verified(source: Model, repaired: Model, held: Inputs, tolerances: Tolerances) -> Comparison:
     """The whole repaired model, as it will be given back, against the source on held-out data."""
     accumulator = Accumulator.for_models(source, repaired, **tolerances)
     session = Session(source.canonical)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -153,7 +154,7 @@ class Probe:
         return scalars
 
     def _reduced(self, prefix: str, source: str, copy: str, kind: int | None) -> list[str]:
-        def add(op: str, inputs: list[str], name: str, **attributes: object) -> str:
+        def add(op: str, inputs: list[str], name: str, **attributes: Any) -> str:
             self._nodes.append(helper.make_node(op, inputs, [prefix + name], name=prefix + name, **attributes))
             return prefix + name
 
