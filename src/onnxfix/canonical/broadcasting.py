@@ -5,9 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxfix.canonical.permutation import stripped
-from onnxfix.canonical.rewriting import Editor, array, is_op, rank
+from onnxfix.canonical.rewriting import Editor, array, is_op, live, rank
 
-_OPS = frozenset("Add Sub Mul Div Pow Max Min PRelu Where Equal Greater Less GreaterOrEqual LessOrEqual Mod".split())
+_OPS = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "PRelu", "Where", "Equal", "Greater", "Less",
+     "GreaterOrEqual", "LessOrEqual", "Mod"}
+)
 
 
 class SpellBroadcasts(ir.passes.InPlacePass):
@@ -16,7 +19,7 @@ class SpellBroadcasts(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Look at every constant operand once."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             if not is_op(node, *_OPS):
                 continue
             for slot, value in enumerate(node.inputs):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op
+from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live
 from onnxfix.errors import CanonicalizationError
 
 # Folding may not grow the model: results larger than this many elements and than their operands together stay ops.
 _GROWTH = 2**16
 
 _FOLDED = frozenset(
-    "Abs Add And BitShift Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather "
-    "GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log Max Min Mod Mul Neg Not OneHot Or Pad "
-    "Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Reshape Round ScatterND Shape Sigmoid "
-    "Sign Sin Size Slice Split Sqrt Squeeze Sub Tanh Tile Transpose Trilu Unsqueeze Where Xor MatMul".split()
+    {"Abs", "Add", "And", "BitShift", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Cos", "CumSum", "Div",
+     "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater",
+     "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not",
+     "OneHot", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+     "ReduceSum", "Reshape", "Round", "ScatterND", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split",
+     "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor", "MatMul"}
 )
 
 
@@ -28,7 +30,7 @@ class FoldConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold in topological order, so that whole constant subgraphs go in one walk."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             if is_op(node, *_FOLDED) and _foldable(node):
                 _fold(editor, node)
         return ir.passes.PassResult(model, editor.modified)
@@ -38,13 +40,15 @@ def _foldable(node: ir.Node) -> bool:
     operands = [value for value in node.inputs if value is not None]
     if not operands and node.op_type != "ConstantOfShape":
         return False
-    if not all(is_constant(value) for value in operands) or any(o.is_graph_output() for o in node.outputs):
+    if not all(is_constant(value) for value in operands):
         return False
+    if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+        return False  # the one way in which a constant can be an output
     known = [array(value) for value in operands]
     if any(value is None or value.dtype.kind not in "fiub" for value in known):
         return False
     given = sum(value.size for value in known if value is not None)
-    made = [int(np.prod([d for d in o.shape])) for o in node.outputs if o.shape is not None and o.shape.is_static()]
+    made = [int(np.prod(o.shape.numpy())) for o in node.outputs if o.shape is not None and o.shape.is_static()]
     return sum(made) <= max(_GROWTH, 2 * given)
 
 

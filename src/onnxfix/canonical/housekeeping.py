@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_op, producer, rank
+from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_op, live, producer, rank
 
 _FULL = 2**31 - 1
 
@@ -23,7 +23,7 @@ class RemoveNoOps(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Let readers of each no-op read its operand."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             rule = _NO_OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             kept = None if rule is None else rule(node)
             if kept is None or (node.outputs[0].is_graph_output() and _only_copies(kept)):
@@ -181,7 +181,7 @@ class RemoveDeadCode(ir.passes.InPlacePass):
 
 
 # Outputs past the first that a node may simply not have.
-_OPTIONAL_OUTPUTS = frozenset({"MaxPool", "Dropout", "BatchNormalization", "LayerNormalization", "SkipLayerNormalization"})
+_OPTIONAL_OUTPUTS = frozenset({"MaxPool", "Dropout", "BatchNormalization", "LayerNormalization"})
 
 
 def _drop_outputs(editor: Editor, node: ir.Node) -> None:
@@ -207,7 +207,7 @@ class MergeEqualNodes(ir.passes.InPlacePass):
         editor = Editor(model.graph)
         seen: dict[object, ir.Node] = {}
         outputs = {id(o) for o in model.graph.outputs}
-        for node in list(model.graph):
+        for node in live(model.graph):
             key = _key(node)
             if key is None:
                 continue

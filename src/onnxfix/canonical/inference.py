@@ -6,6 +6,7 @@ from functools import cache
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxfix.canonical.origins import EXPRESSION_OPSET
 
@@ -28,7 +29,7 @@ def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
     declared = [(value, value.shape) for value in values]
     for value in values:
         value.shape = value.shape if trust else None
-    ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     changed = False
     for value, shape in declared:
         if value.shape is None or (shape is not None and len(shape) == len(value.shape)):

@@ -68,7 +68,7 @@ def ingest(proto: onnx.ModelProto) -> ir.Model:
 def _own(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Detach a constant from the lowered model's tensor, whose name must not follow ours."""
     value.const_value = ir.Tensor(tensor.numpy(), name=value.name, dtype=tensor.dtype)
-    value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+    value.shape, value.type = ir.Shape(tensor.numpy().shape), ir.TensorType(tensor.dtype)
     value.meta[ORIGIN] = Parameter(value.name or "")
 
 
@@ -112,16 +112,29 @@ def _lift(graph: ir.Graph) -> None:
         content, old = constant_value(node), node.outputs[0]
         if content is None or old.name is None:
             continue
-        if old.is_graph_output():
-            node.meta["onnxfix.constant"] = True
-            continue
-        name = old.name
+        name = f"{old.name}@output" if old.is_graph_output() else old.name
         new = ir.val(name, const_value=ir.Tensor(content, name=name))
-        new.meta[ORIGIN] = Parameter(name)
+        new.meta[ORIGIN] = Parameter(old.name)
+        if old.is_graph_output():
+            graph.register_initializer(new)
+            _copy_to_output(graph, node, new)
+            continue
         old.replace_all_uses_with(new)
         old.name = None
         graph.remove(node, safe=True)
         graph.register_initializer(new)
+
+
+def _copy_to_output(graph: ir.Graph, node: ir.Node, constant: ir.Value) -> None:
+    """Let a graph output that is a Constant node's be a copy of the constant."""
+    old, name = node.outputs[0], node.outputs[0].name
+    copy = ir.node("Identity", [constant])
+    copy.meta.update(node.meta)
+    graph.insert_before(node, copy)
+    old.name = None
+    copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = name, constant.type, constant.shape
+    old.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def constant_value(node: ir.Node) -> np.ndarray | None:

@@ -81,10 +81,10 @@ def name_structurally(graph: ir.Graph) -> None:
             if not output.is_graph_output() and output.name != "":
                 output.name = node.name if index == 0 else f"{node.name}.{index}"
         for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and value.name.startswith("%"):
+            if value is not None and value.is_initializer() and (value.name or "").startswith("%"):
                 value.name = f"{node.name}.{_operand_name(node, index)}"
         _name_inside(node)
-    for index, value in enumerate(v for v in graph.initializers.values() if v.name.startswith("%")):
+    for index, value in enumerate(v for v in graph.initializers.values() if (v.name or "").startswith("%")):
         value.name = f"constant_{index}"
     constants = sorted(graph.initializers.values(), key=lambda v: v.name or "")
     graph.initializers.clear()
@@ -107,7 +107,7 @@ def _split_small_constants(graph: ir.Graph) -> None:
     for value in list(graph.initializers.values()):
         if value.const_value is None or value.const_value.size > _SHARED:
             continue
-        for use in value.uses()[1:]:
+        for use in tuple(value.uses())[1:]:
             copy = ir.val(f"%{len(graph.initializers)}.{use.node.name}.{use.idx}",
                           const_value=ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype))
             copy.meta.update(value.meta)

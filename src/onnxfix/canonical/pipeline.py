@@ -153,4 +153,6 @@ def canonicalize(model: onnx.ModelProto | ir.Model | Model) -> onnx.ModelProto |
         return normal_form(model).proto
     if isinstance(model, ir.Model):
         return ir.serde.deserialize_model(normal_form(ir.serde.serialize_model(model)).proto)
-    return type(model)(proto=model.canonical, native=model.canonical)
+    from onnxfix.model import Model  # it imports this package
+
+    return Model(proto=model.canonical, native=model.canonical)

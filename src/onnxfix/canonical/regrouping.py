@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxfix.canonical.permutation import Perm, permute, reshape, transposed
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, producer
+from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live, producer
 from onnxfix.canonical.symbolic import Size, product, sizes_of
 
 
@@ -70,7 +70,7 @@ class PushThroughReshapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Look at every Reshape once."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             if is_op(node, "Reshape") and is_constant(node.inputs[1]):
                 found = transposed(node.inputs[0])
                 if found is not None:

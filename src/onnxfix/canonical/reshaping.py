@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_op, producer
+from onnxfix.canonical.rewriting import Editor, array, attribute, is_op, live, producer
 from onnxfix.canonical.symbolic import ShapeReader, Size, dims_from, product, sizes_of
 
 _FAMILY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -23,7 +23,7 @@ class SpellReshapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Respell in topological order, so that chains merge in one walk."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             if is_op(node, *_FAMILY):
                 _respell(editor, node)
         return ir.passes.PassResult(model, editor.modified)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -36,6 +36,13 @@ def origin_of(value: ir.Value) -> Origin:
     return Parameter(value.name or "") if found is None else found
 
 
+def live(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes that are in the graph now and still are when they are reached, in order; passes edit it meanwhile."""
+    for node in tuple(graph):
+        if node.graph is graph:
+            yield node
+
+
 def is_op(node: ir.Node | None, *ops: str) -> bool:
     """Whether a node is one of these ops of the standard domain."""
     return node is not None and node.op_type in ops and node.domain in ("", "ai.onnx")
@@ -49,7 +56,7 @@ def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """The only node that reads a value, once, or None; a graph output always has another reader."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
         return None
     node: ir.Node = uses[0].node
@@ -179,7 +186,7 @@ class Editor:
         self.modified = True
 
     def _as_output(self, old: ir.Value, new: ir.Value) -> ir.Value:
-        """A graph output keeps its name; a value that cannot take it (an input, a constant, another output) is wrapped."""
+        """A graph output keeps its name; what cannot take it (an input, a constant, another output) is wrapped."""
         producer = new.producer()
         if producer is None or new.is_graph_output():
             wrapper = ir.node("Identity", [new])
@@ -195,7 +202,8 @@ class Editor:
     def remove(self, nodes: Iterable[ir.Node]) -> None:
         """Remove nodes that nothing reads any more (others are kept)."""
         for node in dict.fromkeys(nodes):
-            if node.graph is self.graph and not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            read = any(output.uses() or output.is_graph_output() for output in node.outputs)
+            if node.graph is self.graph and not read:
                 self.graph.remove(node, safe=True)
                 self.modified = True
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.reshaping import constant_target, reshaped_sizes
-from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, rank
+from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, rank
 from onnxfix.canonical.symbolic import ShapeReader, Size, sizes_of
 
 _ALL = np.iinfo(np.int64).max
@@ -23,7 +23,7 @@ class FoldShapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Look at each node once."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             reader = ShapeReader()
             if is_op(node, "Reshape") and not is_constant(node.inputs[1]):
                 _fold_target(editor, node, reader)

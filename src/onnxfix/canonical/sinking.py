@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxfix.canonical.permutation import rebuild, reshape
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, is_constant, is_op, producer
+from onnxfix.canonical.rewriting import Editor, is_constant, is_op, live, producer
 from onnxfix.canonical.symbolic import Size, sizes_of
 from onnxfix.canonical.transposes import ELEMENTWISE
 
@@ -19,7 +19,7 @@ class SinkReshapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Push through the whole graph in one topological walk."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
+        for node in live(model.graph):
             if is_op(node, *ELEMENTWISE) and len(node.outputs) == 1:
                 _sink(editor, node)
         return ir.passes.PassResult(model, editor.modified)

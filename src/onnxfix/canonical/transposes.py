@@ -24,6 +24,7 @@ from onnxfix.canonical.rewriting import (
     attribute,
     is_constant,
     is_op,
+    live,
     producer,
     rank,
     sole_consumer,
@@ -43,8 +44,8 @@ class PushTransposes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Push through the whole graph in one topological walk."""
         editor = Editor(model.graph)
-        for node in list(model.graph):
-            if node.graph is None or node.domain not in ("", "ai.onnx"):
+        for node in live(model.graph):
+            if node.domain not in ("", "ai.onnx"):
                 continue
             if node.op_type == "Transpose" and (_only_ones_move(editor, node) or _pull_up(editor, node)):
                 continue
@@ -65,14 +66,15 @@ def _only_ones_move(editor: Editor, node: ir.Node) -> bool:
         perm = list(reversed(range(len(sizes))))
         node.attributes.add(ir.AttrInt64s("perm", perm))
         editor.modified = True
-    if sizes is None or is_constant(node.inputs[0]):
+    source = node.inputs[0]
+    if sizes is None or source is None or is_constant(source):
         return False
     moving = [k for k in perm if sizes[k].number != 1]
     wanted = [sizes[k] for k in perm]
     target = constant_target(sizes, wanted)
     if moving != sorted(moving) or target is None:
         return False
-    editor.replace(node.outputs[0], reshape(editor, node.inputs[0], target, wanted, [node], node))
+    editor.replace(node.outputs[0], reshape(editor, source, target, wanted, [node], node))
     editor.remove([node])
     return True
 
@@ -160,7 +162,7 @@ def _unary(editor: Editor, node: ir.Node, perm: Perm) -> bool:
     return sink(editor, node, [_source(node.inputs[0]), *others], perm)
 
 
-def _size(value: ir.Value) -> int | None:
+def _size(value: ir.Value | None) -> int | None:
     sizes = sizes_of(value)
     numbers = [None if sizes is None else size.number for size in sizes or ()]
     return None if sizes is None or None in numbers else int(np.prod([n for n in numbers if n is not None]))
