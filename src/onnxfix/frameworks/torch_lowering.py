@@ -17,6 +17,7 @@ import onnx
 from onnxfix.errors import LoweringError, RuntimeFailure
 from onnxfix.frameworks.onnx import name_nodes
 from onnxfix.frameworks.torch_call import Call, output_names, outputs_of, to_array
+from onnxfix.frameworks.torch_constants import interpreter
 
 _INNER = "lowered_module"  # attribute of the flattening wrapper that holds the module
 _METADATA = "pkg.torch.onnx."
@@ -42,7 +43,7 @@ def lower_module(module: Any, call: Call) -> tuple[onnx.ModelProto, dict[str, st
     for tensors, dynamic in _attempts(flat, list(call.examples.values())):
         try:
             program = _export(flat, tensors, dynamic)
-            return _finish(_to_onnx(program, list(call.names)), call.names)
+            return _finish(_to_onnx(program), call.names)
         except Exception as error:  # torch's exporters raise everything from ValueError to AssertionError
             failures.append(error)
     try:
@@ -61,7 +62,7 @@ def lower_program(program: Any, names: Sequence[str]) -> tuple[onnx.ModelProto, 
     """
     try:
         with quiet():
-            return _finish(_to_onnx(program, list(names)), names)
+            return _finish(_to_onnx(program), names)
     except Exception as error:  # see lower_module
         raise LoweringError(f"the exported program cannot be lowered to ONNX: {_reason(error)}.") from error
 
@@ -108,6 +109,9 @@ def _flatten(module: Any, call: Call) -> Any:
     """A module from one tensor per input to a tuple of tensors, whatever the wrapped one takes and answers."""
     import torch
 
+    made_by_fx = isinstance(module, torch.fx.GraphModule)
+    inner = interpreter(module) if made_by_fx else module
+
     class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, so mypy does not follow it
         def __init__(self) -> None:
             super().__init__()
@@ -115,7 +119,7 @@ def _flatten(module: Any, call: Call) -> Any:
 
         def forward(self, *tensors: Any) -> tuple[Any, ...]:
             args, kwargs = call.bind(tensors)
-            return outputs_of(getattr(self, _INNER)(*args, **kwargs))
+            return outputs_of(inner(*args, **kwargs))
 
     return Flat().eval() if not module.training else Flat()
 
@@ -149,17 +153,17 @@ def _export(flat: Any, tensors: list[Any], dynamic: bool) -> Any:
 
     # AUTO lets export find which first dimensions belong together and which must stay fixed.
     shapes = tuple({0: torch.export.Dim.AUTO} if t.ndim and t.shape[0] > 1 else None for t in tensors)
+    fresh = tuple(t.clone() for t in tensors)  # an attempt leaves its dynamic dimensions marked on the tensors
     with quiet(), torch.no_grad():
-        return torch.export.export(flat, tuple(tensors), dynamic_shapes=(shapes,) if dynamic else None, strict=False)
+        return torch.export.export(flat, fresh, dynamic_shapes=(shapes,) if dynamic else None, strict=False)
 
 
-def _to_onnx(program: Any, names: list[str]) -> onnx.ModelProto:
+def _to_onnx(program: Any) -> onnx.ModelProto:
     import torch
 
     with quiet():
-        lowered = torch.onnx.export(
-            program, dynamo=True, optimize=False, verbose=False, input_names=names, external_data=False
-        )
+        # Inputs are renamed later: the exporter would let them take names that values of the graph have.
+        lowered = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, external_data=False)
         proto: onnx.ModelProto = lowered.model_proto
     return proto
 
@@ -182,7 +186,7 @@ def _by_export(script: Any, call: Call) -> tuple[onnx.ModelProto, dict[str, str]
     flat = _flatten(module, call)
     for tensors, dynamic in _attempts(flat, examples):
         try:
-            return _finish(_to_onnx(_export(flat, tensors, dynamic), list(call.names)), call.names)
+            return _finish(_to_onnx(_export(flat, tensors, dynamic)), call.names)
         except Exception as error:  # see lower_module
             failure = error
     raise failure
