@@ -238,3 +238,20 @@ def test_the_judge_runs_without_graph_optimisation():
                    *io, {"p": pads})
     minus_inf = graph([helper.make_node("MaxPool", ["x"], ["y"], pads=[1, 1, 1, 1], **pool)], *io)
     assert not onnxfix.compare(padded, minus_inf, data).equivalent
+
+
+def test_assert_equivalent_passes_or_names_the_faults():
+    def net(bias):
+        nodes = [
+            helper.make_node("Conv", ["x", "k", "b"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["r"], name="relu"),
+            helper.make_node("GlobalAveragePool", ["r"], ["y"], name="pool"),
+        ]
+        kernel = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
+        return graph(nodes, [("x", TensorProto.FLOAT, ["n", 3, 8, 8])], [("y", TensorProto.FLOAT, ["n", 4, 1, 1])],
+                     {"k": kernel, "b": np.float32(bias)})
+
+    data = RNG.normal(size=(8, 3, 8, 8)).astype(np.float32)
+    onnxfix.assert_equivalent(net([1, 2, 3, 4]), net([1, 2, 3, 4]), data)
+    onnxfix.assert_equivalent(net([1, 2, 3, 4]), net([1, 2, 3, 4.001]), data, rtol=1e-2)
+    with pytest.raises(AssertionError, match=r"(?s)Output y differs by.*- weights: b of "):
+        onnxfix.assert_equivalent(net([1, 2, 3, 4]), net([1, 2, 3, 0]), data)
