@@ -11,7 +11,7 @@ import onnx
 
 from onnxfix.errors import ExportError, InputError, LoweringError, RuntimeFailure
 from onnxfix.frameworks import Feeds, Framework, Lowered
-from onnxfix.frameworks.lowering_tf2onnx import first_line, owners, require, same_content, strip_counter
+from onnxfix.frameworks.lowering_tf2onnx import first_line, operator_of, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims
 
@@ -132,7 +132,7 @@ def _lowered(model: Any, what: str) -> tuple[onnx.ModelProto, dict[str, str]]:
     )
     proto = lower_graph(graph, what)
     values = {f"{op}:{port}": layer for op, layer in op_layers.items() for port in range(4)}
-    return proto, owners(proto, values, lambda name: op_layers.get(strip_counter(name)))
+    return proto, owners(proto, values, lambda name: op_layers.get(operator_of(name, op_layers) or ""))
 
 
 def _traced(model: Any, what: str) -> tuple[Any, dict[str, str], list[str]]:
@@ -189,15 +189,17 @@ def _input_signature(model: Any, what: str) -> list[tuple[str, Any]]:
     shapes = getattr(model, "_build_shapes_dict", None)
     if not shapes:
         raise LoweringError(f"{what} does not know its input shapes: call it once on example data first.")
-    flat = [shape for shape in shapes.values() if shape is not None]
-    return [
-        (name.removesuffix("_shape"), tf.TensorSpec(shape, model.input_dtype))
-        for name, shape in zip(shapes, flat, strict=False)
+    return [  # the batch is the one of the first call, and free
+        (name.removesuffix("_shape"), tf.TensorSpec((None, *shape[1:]), model.input_dtype))
+        for name, shape in shapes.items() if shape is not None
     ]
 
 
 def _output_names(model: Any, count: int) -> list[str]:
+    """The names of the layers that the outputs come from."""
     names = list(getattr(model, "output_names", None) or [])
+    if not names:  # a Sequential has none of its own
+        names = [tensor._keras_history.operation.name for tensor in getattr(model, "outputs", None) or []]
     return names if len(names) == count else [f"output_{index}" for index in range(count)]
 
 

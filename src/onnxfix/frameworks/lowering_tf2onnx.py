@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ def to_onnx(main: Any, subgraphs: Iterable[Any], *, tflite: bool, what: str) -> 
     _check_operators(proto, what)
     _drop_unused_opsets(proto)
     _standard_resize(proto)
+    _plain_identities(proto)
     _name_batch(proto)
     utils.INTERNAL_NAME = 1  # so that the names of the next model do not depend on this one
     return proto
@@ -121,6 +122,14 @@ def strip_counter(name: str) -> str:
     return re.sub(r"(__\d+|:\d+)+$", "", name)
 
 
+def operator_of(name: str, operators: Container[str]) -> str | None:
+    """The native operator that a lowered node's name begins with: ``dense/MatMul_Gemm__6`` is ``dense/MatMul``."""
+    name = strip_counter(name)
+    while name and name not in operators:
+        name = name.rpartition("_")[0] if "_" in name.rpartition("/")[2] else ""
+    return name or None
+
+
 def same_content(tensor: onnx.TensorProto, value: np.ndarray) -> bool:
     """Whether an initializer holds exactly ``value`` (shape, dtype and bytes)."""
     array = onnx.numpy_helper.to_array(tensor)
@@ -169,6 +178,14 @@ def _standard_resize(proto: onnx.ModelProto) -> None:
                     attribute.s = b"half_pixel"
                     mode = next(a for a in node.attribute if a.name == "nearest_mode")
                     mode.s = b"round_prefer_ceil"
+
+
+def _plain_identities(proto: onnx.ModelProto) -> None:
+    """Take the second operand off Identity nodes; tf2onnx leaves a shape there for its optimiser to sweep up."""
+    for graph in subgraphs(proto.graph):
+        for node in graph.node:
+            if node.op_type == "Identity":
+                del node.input[1:]
 
 
 def _drop_unused_opsets(proto: onnx.ModelProto) -> None:

@@ -22,6 +22,8 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         "FloorMod": _floor_mod,
         "FloorDiv": _floor_div,
         "OneHot": _one_hot,
+        "Conv2DBackpropInput": _conv_transpose,
+        "Conv3DBackpropInputV2": _conv_transpose,
         "ScatterNd": _scatter_nd,
         _QDQ: _quantize_and_dequantize,
     }
@@ -79,6 +81,39 @@ def _one_hot(graph: Any, node: Any, name: str, args: list[Any]) -> None:
         return
     hot = _make(graph, node, "OneHot", [indices, depth, _const(graph, np.array([0, 1], np.float32))], axis=axis)
     _replace(graph, node, "Where", [_make(graph, node, "Cast", [hot], to=TensorProto.BOOL), on, off])
+
+
+def _conv_transpose(graph: Any, node: Any, name: str, args: list[Any]) -> None:
+    """Say the pads explicitly, from the output's size.
+
+    tf2onnx leaves ``output_shape`` where it does not know the input's size, for which ONNX splits odd padding the other
+    way round, and writes negative pads where the stride exceeds the kernel.
+    """
+    from tf2onnx.onnx_opset.nn import ConvTranspose, get_shape_from_const_or_concat, is_channels_last
+
+    same = node.get_attr_str("padding") == "SAME"
+    explicit = node.get_attr_str("padding") == "EXPLICIT"
+    size = get_shape_from_const_or_concat(graph, node.inputs[0])
+    first = 1 if is_channels_last(node) else 2
+    ConvTranspose.version_11(graph, node)
+    if explicit or size is None or "kernel_shape" not in node.attr:
+        return
+    kernel = list(node.get_attr("kernel_shape").ints)
+    size = list(size[first : first + len(kernel)])
+    if min(size) < 0:
+        return
+    strides, dilations = (list(node.get_attr(key).ints) for key in ("strides", "dilations"))
+    excess = []
+    for length, extent, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
+        span = (extent - 1) * dilation + 1
+        steps = -(-length // stride) if same else -(-(length - span + 1) // stride)
+        excess.append((steps - 1) * stride + span - length)
+    begins = [max(total, 0) // 2 for total in excess]
+    node.set_attr("pads", begins + [max(total, 0) - begin for total, begin in zip(excess, begins, strict=True)])
+    if min(excess) < 0:
+        node.set_attr("output_padding", [max(-total, 0) for total in excess])
+    for key in ("output_shape", "auto_pad"):
+        node.attr.pop(key, None)
 
 
 def _scatter_nd(graph: Any, node: Any, name: str, args: list[Any]) -> None:

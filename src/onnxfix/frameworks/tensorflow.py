@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxfix.errors import ExportError, InputError, LoadError, RuntimeFailure
 from onnxfix.frameworks import Feeds, Framework, Lowered
-from onnxfix.frameworks.lowering_tf2onnx import first_line, owners, require, same_content, strip_counter
+from onnxfix.frameworks.lowering_tf2onnx import first_line, operator_of, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims, sniff
 
@@ -148,7 +148,7 @@ def _layers(graph: FlatGraph, proto: Any) -> dict[str, str]:
     operators = {node.name for node in graph.graph_def.node}
     values = {f"{name}:{port}": name for name in operators for port in range(4)}
     values.update((name, tensor.rsplit(":", 1)[0]) for tensor, name in graph.outputs)
-    return owners(proto, values, lambda name: strip_counter(name) if strip_counter(name) in operators else None)
+    return owners(proto, values, lambda name: operator_of(name, operators))
 
 
 def _plain_tensors(graph_def: Any) -> list[str]:
