@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 import onnxfix
 from onnxfix.frameworks import adapter
 from onnxfix.frameworks.quiet import muted
+from onnxfix.report import terminal
 
 with muted():  # TensorFlow greets the terminal when it is imported
     import keras
@@ -58,12 +59,7 @@ def main() -> None:
 
         step(4, "Repair the broken file; the source model and 500 training digits are all that onnxfix gets")
         repair = onnxfix.repair(source, broken, train[0][:500])
-        for fault in repair.diagnosis.faults:
-            say(f"found    {fault.message}")
-        for patch in repair.patches:
-            say(f"patched  {patch.describe()}")
-        say(f"before   {repair.before!r}")
-        say(f"verified {repair.verified!r}, on held-out data ({repair.holdout_note})")
+        terminal.show_repair(console, repair)
 
         step(5, "Give it back as .tflite, and run that in the TFLite interpreter")
         fixed = work / "fixed.tflite"

@@ -14,8 +14,10 @@ from onnx import numpy_helper
 
 from onnxfix.testing.faults.shapes import constant_value, value_shapes
 
-# Ops that only move elements, so that a constant seen through them can be written back to where it is stored.
-_VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+# Ops that only move elements, so that a constant seen through them can be written back to where it is stored; casts
+# between floats as well, whose rounding does not matter to a planted fault.
+_ELEMENTWISE = frozenset({"Identity", "Cast", "CastLike"})
+_VIEWS = _ELEMENTWISE | {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
 class Unfit(Exception):
@@ -152,8 +154,8 @@ class Graph:
         for view in views:
             if view.op_type == "Transpose":
                 content = content.transpose(self.attribute(view, "perm", None))
-            else:
-                shape = content.shape if view.op_type == "Identity" else self.shape(view.output[0])
+            elif view.op_type not in _ELEMENTWISE:
+                shape = self.shape(view.output[0])
                 if None in shape:
                     raise Unfit(f"the shape of {view.output[0]} is unknown")
                 content = content.reshape(tuple(int(d) for d in shape if d is not None))
