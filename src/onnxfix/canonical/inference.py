@@ -44,14 +44,28 @@ def _refined(inferred: ir.Shape, declared: ir.Shape | None) -> ir.Shape:
         return inferred
     dims: list[int | ir.SymbolicDim] = []
     for new, old in zip(inferred, declared, strict=True):
-        open_ended = isinstance(new, ir.SymbolicDim) and (new.value is None or new.value.startswith("unk__"))
         known = isinstance(old, int) or old.value is not None
-        dims.append(old if open_ended and known else new)
+        dims.append(old if _is_open_dim(new) and known else new)
     return ir.Shape(dims)
 
 
+def refresh(graph: ir.Graph) -> None:
+    """Infer again, in order, what is still open of shapes after values before them became known."""
+    for node in graph:
+        if any(_is_open(output) for output in node.outputs):
+            infer_node(node)
+
+
+def _is_open(value: ir.Value) -> bool:
+    return value.shape is None or any(_is_open_dim(d) for d in value.shape)
+
+
+def _is_open_dim(dim: int | ir.SymbolicDim) -> bool:
+    return isinstance(dim, ir.SymbolicDim) and (dim.value is None or dim.value.startswith("unk__"))
+
+
 def infer_node(node: ir.Node) -> None:
-    """Set shape and type of a node's outputs from its inputs, where they can be known."""
+    """Set shape and type of a node's outputs from its inputs, where they can be known; what is known stays."""
     schema = _schema(node.op_type) if node.domain in ("", "ai.onnx") else None
     if schema is None or any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
                              for attr in node.attributes.values()):
@@ -82,9 +96,10 @@ def _assign(value: ir.Value, found: onnx.TypeProto) -> None:
     tensor = found.tensor_type
     value.type = ir.TensorType(ir.DataType(tensor.elem_type))
     if tensor.HasField("shape"):
-        value.shape = ir.Shape(
+        shape = ir.Shape(
             [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
         )
+        value.shape = _refined(shape, value.shape if value.shape is not None and len(value.shape) == len(shape) else None)
 
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:

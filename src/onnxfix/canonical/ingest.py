@@ -14,6 +14,10 @@ from onnxfix.canonical.rewriting import LOWERED, ORIGIN
 from onnxfix.errors import CanonicalizationError
 
 
+# Types and shapes of the outputs as the lowered model declares them.
+DECLARED = "onnxfix.declared"
+
+
 class LoweredParameters(Mapping[str, np.ndarray]):
     """Initializers and Constant outputs of a lowered model by name, converted to arrays when asked for."""
 
@@ -50,6 +54,7 @@ def ingest(proto: onnx.ModelProto) -> ir.Model:
         CanonicalizationError: the model calls its functions in a cycle, or a function cannot be inlined.
     """
     model = ir.serde.deserialize_model(proto)
+    model.graph.meta[DECLARED] = [(output.type, output.shape) for output in model.graph.outputs]
     _stamp(model)
     _inline(model)
     graph = model.graph

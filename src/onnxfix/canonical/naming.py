@@ -7,6 +7,7 @@ from collections import Counter
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.ingest import DECLARED
 from onnxfix.canonical.origins import EXPRESSION_OPSET, Origin
 from onnxfix.canonical.rewriting import LOWERED, lowered_of, origin_of
 
@@ -141,6 +142,19 @@ def _name_inside(node: ir.Node) -> None:
             _name_inside(inner)
 
 
+def _declare_outputs(graph: ir.Graph) -> None:
+    """Outputs keep the dimensions that the lowered model declares; those it leaves open are filled in."""
+    for output, (kind, shape) in zip(graph.outputs, graph.meta[DECLARED], strict=True):
+        output.type = kind or output.type
+        if shape is None or output.shape is None or len(shape) != len(output.shape):
+            output.shape = shape or output.shape
+            continue
+        output.shape = ir.Shape(
+            [new if isinstance(new, int) or (isinstance(old, ir.SymbolicDim) and old.value is None) else old
+             for old, new in zip(shape, output.shape, strict=True)]
+        )
+
+
 def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str, tuple[str, ...]]]:
     """Serialise the named graph.
 
@@ -150,6 +164,7 @@ def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str,
     graph = model.graph
     order_nodes(graph)
     name_structurally(graph)
+    _declare_outputs(graph)
     used = {node.domain for node in graph.all_nodes()} - {"", "ai.onnx"}
     versions = dict(model.opset_imports)
     for node in graph.all_nodes():

@@ -22,7 +22,7 @@ from onnxfix.canonical.defaults import ExplicitAttributes
 from onnxfix.canonical.dense import SpellDense
 from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
-from onnxfix.canonical.inference import infer_graph
+from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.naming import emit
 from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNorm
@@ -120,6 +120,7 @@ def normal_form(proto: onnx.ModelProto) -> NormalForm:
 def _settle(model: ir.Model) -> None:
     sequence = passes()
     for _ in range(_ROUNDS):
+        refresh(model.graph)
         changed = [type(p).__name__ for p in sequence if p(model).modified]
         if not changed and not infer_graph(model):
             return

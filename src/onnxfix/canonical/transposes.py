@@ -144,8 +144,6 @@ def _compose(editor: Editor, node: ir.Node, perm: Perm) -> bool:
     source = found[0].inputs[0]
     if source is None:
         return False
-    if list(both) == sorted(both) and node.outputs[0].is_graph_output() and source.producer() is None:
-        return False
     new = permute(editor, source, both, [node, found[0]], node, like_shape=node.outputs[0])
     editor.replace(node.outputs[0], new)
     editor.remove([node, found[0]])
