@@ -34,14 +34,33 @@ def read_torch(path: Path) -> Any:
         LoadError: the file is something else, damaged, or only weights.
         MissingDependencyError: torch is not installed.
     """
+    match _kind(path):
+        case "script":
+            return _read_script(path)
+        case "program":
+            return _read_program(path)
+    raise LoadError(
+        f"{path} holds only weights or a pickled module, not a program: build the module, load_state_dict it, and pass "
+        "the module with inputs=."
+    )
+
+
+def is_program(path: Path) -> bool:
+    """Whether a PyTorch file can be run by itself: TorchScript or an exported program, no mere weights.
+
+    Raises:
+        LoadError: it is no PyTorch file, or damaged.
+    """
+    return _kind(path) != "weights"
+
+
+def _kind(path: Path) -> str:
     if expect(path, _TORCH, "a PyTorch program") is not Content.TORCH_ZIP:
-        raise LoadError(_only_weights(path))
+        return "weights"
     leaves, folders = _members(path)
     if "constants.pkl" in leaves and "code" in folders:
-        return _read_script(path)
-    if leaves & {"archive_format", "serialized_exported_program.json"}:
-        return _read_program(path)
-    raise LoadError(_only_weights(path))
+        return "script"
+    return "program" if leaves & {"archive_format", "serialized_exported_program.json"} else "weights"
 
 
 def _members(path: Path) -> tuple[set[str], set[str]]:
@@ -75,13 +94,6 @@ def _read_program(path: Path) -> Any:
             return torch.export.load(str(path))
     except Exception as error:  # as above
         raise LoadError(f"{path} is an exported program that torch cannot read: {_first(error)}.") from error
-
-
-def _only_weights(path: Path) -> str:
-    return (
-        f"{path} holds only weights or a pickled module, not a program: build the module, load_state_dict it, and pass "
-        "the module with inputs=."
-    )
 
 
 def _first(error: Exception) -> str:

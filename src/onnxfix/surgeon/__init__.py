@@ -1,0 +1,1 @@
+"""Patches: apply, revert, write back."""
