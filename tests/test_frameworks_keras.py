@@ -7,11 +7,11 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from small_keras import FLOAT_NOISE, conv_net, disagreement, images, random_feeds
 
 import onnxfix
 from onnxfix.errors import ExportError, LoadError, LoweringError
 from onnxfix.frameworks import Framework, adapter
+from small_keras import FLOAT_NOISE, conv_net, disagreement, images, random_feeds
 
 keras = pytest.importorskip("keras")
 h5py = pytest.importorskip("h5py")

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from small_keras import FLOAT_NOISE, conv_net, disagreement, images, random_feeds, to_tflite
 
 import onnxfix
 from onnxfix.errors import ExportError, LoadError, MissingDependencyError
 from onnxfix.frameworks import Framework, adapter
 from onnxfix.frameworks.flatbuffer import Flatbuffer, schema
+from small_keras import FLOAT_NOISE, conv_net, disagreement, images, random_feeds, to_tflite
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
@@ -174,7 +174,7 @@ def test_operator_options_that_tf2onnx_misreads(content):
 
 def test_flattening_dense_layer_keeps_its_bias():
     def dense(x):
-        return tf.matmul(tf.reshape(x, [-1, 6]), tf.reshape(tf.range(18.0), [6, 3])) + [1.0, 2.0, 3.0]
+        return tf.matmul(tf.reshape(x, [-1, 6]), tf.reshape(tf.range(18.0), [6, 3])) + tf.constant([1.0, 2.0, 3.0])
 
     def flatten_inside(tree):
         """Let FULLY_CONNECTED itself flatten its rank-3 input, which converters of old wrote."""
