@@ -131,14 +131,17 @@ def _lift(graph: ir.Graph) -> None:
 
 
 def _copy_to_output(graph: ir.Graph, node: ir.Node, constant: ir.Value) -> None:
-    """Let a graph output that is a Constant node's be a copy of the constant."""
+    """Let a graph output that is a Constant node's be a copy of the constant, which all others read themselves."""
     old, name = node.outputs[0], node.outputs[0].name
     copy = ir.node("Identity", [constant])
     copy.meta.update(node.meta)
     graph.insert_before(node, copy)
     old.name = None
     copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = name, constant.type, constant.shape
-    old.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = copy.outputs[0]
+    old.replace_all_uses_with(constant)
     graph.remove(node, safe=True)
 
 

@@ -85,7 +85,7 @@ def name_structurally(graph: ir.Graph) -> None:
             if value is not None and value.is_initializer() and (value.name or "").startswith("%"):
                 value.name = f"{node.name}.{_operand_name(node, index)}"
         _name_inside(node)
-    for index, value in enumerate(v for v in graph.initializers.values() if (v.name or "").startswith("%")):
+    for index, value in enumerate([v for v in graph.initializers.values() if (v.name or "").startswith("%")]):
         value.name = f"constant_{index}"
     constants = sorted(graph.initializers.values(), key=lambda v: v.name or "")
     graph.initializers.clear()
@@ -130,7 +130,7 @@ def _name_inside(node: ir.Node) -> None:
     """Keep names inside a control-flow node apart from all names outside it."""
     for number, subgraph in enumerate(_subgraphs(node)):
         count = 0
-        for value in (*subgraph.inputs, *subgraph.initializers.values()):
+        for value in (*subgraph.inputs, *list(subgraph.initializers.values())):
             value.name = f"{node.name}/{number}/{count}"
             count += 1
         for inner in subgraph:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxfix.canonical.reshaping import constant_target, reshaped_sizes
 from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, rank
-from onnxfix.canonical.symbolic import ShapeReader, Size, sizes_of
+from onnxfix.canonical.symbolic import ShapeReader, sizes_of
 
 _ALL = np.iinfo(np.int64).max
 
@@ -29,7 +29,7 @@ class FoldShapes(ir.passes.InPlacePass):
                 _fold_target(editor, node, reader)
             elif is_op(node, "Expand"):
                 _fold_expand(editor, node, reader)
-            elif is_op(node, "Slice"):
+            elif is_op(node, "Slice") and not is_constant(node.inputs[2]):
                 _fold_slice(editor, node, reader)
             elif is_op(node, "Resize"):
                 _fold_resize(editor, node, reader)
@@ -91,20 +91,13 @@ def _fold_slice(editor: Editor, node: ir.Node, reader: ShapeReader) -> None:
     places = range(len(ends.sizes)) if axes is None else [int(a) for a in axes]
     numbers: list[int] = []
     for size, axis in zip(ends.sizes, places, strict=True):
-        if size is not None and (size == shape[axis] or (size.number is not None and _beyond(size, shape[axis]))):
-            numbers.append(_ALL)
-        elif size is not None and size.number is not None:
+        if size is not None and size.number is not None:
             numbers.append(size.number)
+        elif size is not None and size == shape[axis]:
+            numbers.append(_ALL)
         else:
             return
-    old = array(node.inputs[2])
-    if old is None or [int(n) for n in old] != numbers:
-        _set(editor, node, 2, numbers)
-
-
-def _beyond(end: Size, size: Size) -> bool:
-    number = end.number or 0
-    return number >= np.iinfo(np.int32).max or (size.number is not None and number >= size.number)
+    _set(editor, node, 2, numbers)
 
 
 def _fold_resize(editor: Editor, node: ir.Node, reader: ShapeReader) -> None:
