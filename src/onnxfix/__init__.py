@@ -1,8 +1,9 @@
 """Find, repair and prove faults in models converted between PyTorch, Keras, TensorFlow, TFLite and ONNX."""
 
+from typing import TYPE_CHECKING, Any
+
 # `compare`, `diagnose` and `repair` are packages as well as functions: binding the functions here, eagerly, is what
 # makes `onnxfix.compare(...)` the function. The packages import frameworks and heavy libraries only when called.
-from onnxfix.canonical import canonicalize, fingerprint, is_isomorphic
 from onnxfix.compare import Comparison, compare
 from onnxfix.diagnose import Diagnosis, Fault, FaultKind, diagnose
 from onnxfix.errors import OnnxFixError
@@ -10,6 +11,9 @@ from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.repair import Repair, repair
 from onnxfix.testing import assert_equivalent
+
+if TYPE_CHECKING:
+    from onnxfix.canonical import canonicalize, fingerprint, is_isomorphic
 
 __all__ = [
     "Comparison",
@@ -30,3 +34,12 @@ __all__ = [
     "repair",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The canonicalizer's names, imported on first use so that ``import onnxfix`` stays light."""
+    if name not in ("canonicalize", "fingerprint", "is_isomorphic"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from onnxfix import canonical
+
+    return getattr(canonical, name)
