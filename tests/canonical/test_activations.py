@@ -62,9 +62,6 @@ def test_clips_by_vectors_stay() -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("a = Add(x, three) c = Clip(a, zero, six) y = Div(c, six)", "HardSigmoid"),
-        ("a = Add(three, x) r = Relu(a) c = Min(r, six) y = Mul(sixth, c)", "HardSigmoid"),
-        ("m = Mul(x, sixth) a = Add(m, half) y = Clip(a, zero, one)", "HardSigmoid"),
         ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)", "HardSwish"),
         ("a = Add(x, three) c = Clip(a, zero, six) s = Mul(c, sixth) y = Mul(s, x)", "HardSwish"),
         ("h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x) y = Mul(x, h)", "HardSwish"),
@@ -80,6 +77,20 @@ def test_clips_by_vectors_stay() -> None:
 )
 def test_activations_are_recognized(body: str, expected: str) -> None:
     assert forms(body) == [expected]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Add(x, three) c = Clip(a, zero, six) y = Div(c, six)",
+        "a = Add(three, x) r = Relu(a) c = Min(r, six) y = Mul(sixth, c)",
+        "y = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)",
+        "y = HardSigmoid(x)",
+        "m = Mul(x, sixth) a = Add(m, half) y = Clip(a, zero, one)",
+    ],
+)
+def test_hard_sigmoids_are_clips_of_an_affine_map(body: str) -> None:
+    assert forms(body) == ["Mul", "Add", "Clip"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from rewrites import normal, ops, parse, rewrite
 from onnxfix.canonical.arithmetic import SpellArithmetic
 from onnxfix.canonical.bias import ExplicitBias
 from onnxfix.canonical.defaults import ExplicitAttributes
-from onnxfix.canonical.dense import SpellDense
+from onnxfix.canonical.dense import LiftFlattening, SpellDense
 from onnxfix.canonical.origins import parameters_of
 from onnxfix.canonical.rewriting import array, origin_of
 
@@ -97,3 +97,20 @@ def test_attributes_are_spelled_out() -> None:
     }
     assert softmax.attributes.get_int("axis") == 3
     assert list(transpose.attributes.get_ints("perm")) == [3, 2, 1, 0]
+
+
+def test_flattening_before_a_dense_layer_moves_behind_it() -> None:
+    model = parse(
+        "(float[N,5,3] x) => (float[N,5,4] y) { f = Reshape(x, flat) g = Gemm(f, w, b) y = Reshape(g, back) }",
+        w=normal(3, 4), b=normal(4), flat=np.array([-1, 3]), back=np.array([-1, 5, 4]),
+    )
+    assert ops(rewrite(model, LiftFlattening())) == ["MatMul", "Add", "Reshape", "Reshape"]
+
+
+@pytest.mark.parametrize("shape", ["N,1,3", "N,1,1,3"])
+def test_dropping_ones_before_a_dense_layer_stays(shape: str) -> None:
+    model = parse(
+        f"(float[{shape}] x) => (float[N,4] y) {{ f = Reshape(x, flat) y = Gemm(f, w, b) }}",
+        w=normal(3, 4), b=normal(4), flat=np.array([0, 3]),
+    )
+    assert ops(rewrite(model, LiftFlattening())) == ["Reshape", "Gemm"]

@@ -1,4 +1,4 @@
-"""Activation functions that converters spell out: hard sigmoid, hard swish, Gelu, Mish, sigmoid."""
+"""Activation functions that converters spell out: hard swish, Gelu, Mish, sigmoid."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _TANH = math.sqrt(2 / math.pi)
 class RecognizeActivations(ir.passes.InPlacePass):
     """Chains of simple ops that are an ONNX activation become that activation.
 
-    - ``Clip(x + 3, 0, 6) / 6 = Clip(x / 6 + 0.5, 0, 1) = HardSigmoid(x, 1/6, 0.5)``
-    - ``x * HardSigmoid(x, 1/6, 0.5) = HardSwish(x)``
+    - ``x * Clip(x / 6 + 0.5, 0, 1) = x * HardSigmoid(x, 1/6, 0.5) = HardSwish(x)``
+    - the other way round, ``HardSigmoid(x, a, b) = Clip(a * x + b, 0, 1)``, which is also what becomes of
+      ``Clip(x + 3, 0, 6) / 6``: converters fold a and b into the layer before
     - ``x / 2 * (1 + Erf(x / Sqrt(2))) = Gelu(x)``; with ``Tanh(Sqrt(2 / pi) * (x + 0.044715 * x^3))`` its approximation
     - ``x * Tanh(Softplus(x)) = Mish(x)``, ``1 / (1 + Exp(-x)) = Sigmoid(x)``
 
@@ -32,10 +33,10 @@ class RecognizeActivations(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Recognise."""
         editor = Editor(model.graph)
-        for node in nodes_of(model.graph, "Mul", "Div", "Clip", "Reciprocal"):
+        for node in nodes_of(model.graph, "Mul", "Div", "HardSigmoid", "Reciprocal"):
             if not is_float(node.outputs[0]):
                 continue
-            for rule in (_hard_sigmoid, _hard_swish, _gelu, _mish, _sigmoid):
+            for rule in (_hard_swish, _hard_sigmoid, _gelu, _mish, _sigmoid):
                 if rule(editor, node):
                     break
         return ir.passes.PassResult(model, editor.modified)
@@ -142,21 +143,30 @@ def _hard_sigmoid_of(number: float, value: ir.Value | None) -> tuple[ir.Value, l
 
 
 def _hard_sigmoid(editor: Editor, node: ir.Node) -> bool:
-    if node.op_type == "Clip":
-        found = _hard_sigmoid_of(1.0, node.outputs[0])
-    else:
-        product = _product(node)
-        if product is None or len(product[1]) != 1:
-            return False
-        found = _hard_sigmoid_of(product[0], product[1][0])
-    if found is None:
+    """Write a hard sigmoid as Clip, so that a Conv before it can take its scale and shift."""
+    if node.op_type == "HardSigmoid":
+        alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+        return node.inputs[0] is not None and _gate(editor, node, node.inputs[0], alpha, beta, [])
+    product = _product(node)
+    if product is None or len(product[1]) != 1:
         return False
-    inner = [n for n in found[1] if n is not node]
-    return _become(editor, node, "HardSigmoid", found[0], inner, alpha=_float(_SIXTH), beta=0.5)
+    found = _hard_sigmoid_of(product[0], product[1][0])
+    return found is not None and _gate(editor, node, found[0], _SIXTH, 0.5, [*product[2], *found[1]])
 
 
-def _float(number: float) -> float:
-    return float(np.float32(number))
+def _gate(editor: Editor, node: ir.Node, value: ir.Value, alpha: float, beta: float, inner: list[ir.Node]) -> bool:
+    if value.dtype is None:
+        return False
+    dtype = value.dtype.numpy()
+    slope, offset, low, high = (editor.literal(np.asarray(v, dtype)) for v in (alpha, beta, 0.0, 1.0))
+    like = [node, *inner]
+    scaled = editor.node("Mul", [value, slope], like=like, before=node)
+    shifted = editor.node("Add", [scaled.outputs[0], offset], like=like, before=node)
+    clipped = editor.node("Clip", [shifted.outputs[0], low, high], like=like, before=node)
+    editor.replace(node.outputs[0], clipped.outputs[0])
+    editor.remove([node])
+    _sweep(editor, inner)
+    return True
 
 
 def _hard_swish(editor: Editor, node: ir.Node) -> bool:
@@ -166,17 +176,9 @@ def _hard_swish(editor: Editor, node: ir.Node) -> bool:
     number, variables, nodes = product
     for value, gate in (variables, variables[::-1]):
         found = _hard_sigmoid_of(number, gate)
-        hard = producer(gate, "HardSigmoid")
         if found is not None and found[0] is value:
             return _become(editor, node, "HardSwish", value, [*nodes, *found[1]])
-        if hard is not None and hard.inputs[0] is value and number == 1.0 and _is_standard(hard):
-            return _become(editor, node, "HardSwish", value, [*nodes, hard])
     return False
-
-
-def _is_standard(hard: ir.Node) -> bool:
-    alpha, beta = hard.attributes.get_float("alpha", 0.2), hard.attributes.get_float("beta", 0.5)
-    return math.isclose(alpha, _SIXTH, rel_tol=1e-5) and beta == 0.5
 
 
 def _gelu(editor: Editor, node: ir.Node) -> bool:

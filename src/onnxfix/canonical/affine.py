@@ -8,11 +8,11 @@ import onnx_ir as ir
 from onnxfix.canonical.channels import (
     channel_vector,
     foldable,
+    is_made_up_zero,
     response_to_shift,
     scaled_inputs,
     scaled_outputs,
 )
-from onnxfix.canonical.origins import Literal
 from onnxfix.canonical.queries import (
     dims,
     finite,
@@ -25,7 +25,7 @@ from onnxfix.canonical.queries import (
     reader,
     used_once,
 )
-from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of
+from onnxfix.canonical.rewriting import Editor, array, is_constant
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 
@@ -176,11 +176,6 @@ def _shifted(editor: Editor, bias: ir.Value, vector: ir.Value, op: str) -> ir.Va
     if is_made_up_zero(bias):
         return bias if op == "Mul" else vector
     return editor.constant(op, bias, vector)
-
-
-def is_made_up_zero(value: ir.Value) -> bool:
-    """Whether a constant is zeros that a pass made, not a parameter that happens to be zero."""
-    return isinstance(origin_of(value), Literal) and not np.any(array(value))
 
 
 def _fold_into_matmul(editor: Editor, node: ir.Node, matmul: ir.Node | None, constant: ir.Value) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.bias import output_channels
+from onnxfix.canonical.origins import Literal
 from onnxfix.canonical.queries import dims
-from onnxfix.canonical.rewriting import Editor, array, is_constant
+from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of
 
 
 def channel_vector(
@@ -111,3 +112,8 @@ def response_to_shift(editor: Editor, node: ir.Node, shift: ir.Value) -> ir.Valu
 
 def _reshaped(editor: Editor, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
     return editor.constant("Reshape", value, editor.literal(np.array(shape, np.int64)))
+
+
+def is_made_up_zero(value: ir.Value | None) -> bool:
+    """Whether a constant is zeros that a pass made, not a parameter that happens to be zero."""
+    return value is not None and isinstance(origin_of(value), Literal) and not np.any(array(value))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.channels import plain_gemm
-from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, rank, scalar
+from onnxfix.canonical.channels import is_made_up_zero, plain_gemm
+from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, producer, rank, scalar
 from onnxfix.canonical.rewriting import Editor, array, is_constant
 
 
@@ -124,3 +124,44 @@ def _pointwise(editor: Editor, node: ir.Node) -> None:
     full = editor.node("Reshape", [dense.outputs[0], after], like=[node], before=node, attributes={"allowzero": 0})
     editor.replace(node.outputs[0], full.outputs[0])
     editor.remove([node])
+
+
+class LiftFlattening(ir.passes.InPlacePass):
+    """``Gemm(Reshape(x, [-1, K]), W, b) = Reshape(MatMul(x, W) + b, [-1, O])`` where x is [..., K] of higher rank.
+
+    Exporters flatten sequences to use Gemm; the Reshape, now behind, meets the one that undoes it. A Reshape that only
+    drops dimensions of size one, as after global pooling, stays: that is a dense layer on vectors.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Lift."""
+        editor = Editor(model.graph)
+        for node in nodes_of(model.graph, "Gemm"):
+            flat = producer(node.inputs[0], "Reshape")
+            value = None if flat is None else flat.inputs[0]
+            shape, kernel = dims(value), dims(node.inputs[1])
+            if flat is None or shape is None or kernel is None or not plain_gemm(node) or len(node.inputs) < 3:
+                continue
+            if not is_constant(node.inputs[1]) or not is_constant(node.inputs[2]) or dims(node.inputs[2]) != kernel[1:]:
+                continue
+            if len(shape) >= 3 and shape[-1] == kernel[0] and _is_sequence(shape[:-1]):
+                self._lift(editor, node, flat, kernel[1])
+        return ir.passes.PassResult(model, editor.modified)
+
+    @staticmethod
+    def _lift(editor: Editor, node: ir.Node, flat: ir.Node, channels: int | None) -> None:
+        product = editor.node("MatMul", [flat.inputs[0], node.inputs[1]], like=[node], before=node)
+        value = product.outputs[0]
+        if not is_made_up_zero(node.inputs[2]):
+            value = editor.node("Add", [value, node.inputs[2]], like=[node], before=node).outputs[0]
+        target = editor.literal(np.array([-1, channels], np.int64))
+        result = editor.node("Reshape", [value, target], like=[flat], before=node, attributes={"allowzero": 0})
+        editor.replace(node.outputs[0], result.outputs[0])
+        editor.remove([node, flat])
+
+
+def _is_sequence(leading: tuple[int | None, ...]) -> bool:
+    """Whether leading dimensions are a batch of sequences: of rank 2 with more than one step, or really several."""
+    if len(leading) == 2:
+        return leading[1] != 1
+    return sum(d != 1 for d in leading) >= 2

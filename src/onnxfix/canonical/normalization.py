@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.affine import is_made_up_zero
+from onnxfix.canonical.channels import is_made_up_zero
 from onnxfix.canonical.origins import Literal
 from onnxfix.canonical.queries import dims, finite, is_float, nodes_of, operands, producer, rank, scalar, used_once
 from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of

@@ -19,7 +19,7 @@ from onnxfix.canonical.casts import SpellCasts
 from onnxfix.canonical.clipping import SpellClips
 from onnxfix.canonical.concats import FlattenConcats
 from onnxfix.canonical.defaults import ExplicitAttributes
-from onnxfix.canonical.dense import SpellDense
+from onnxfix.canonical.dense import LiftFlattening, SpellDense
 from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph, refresh
@@ -35,6 +35,7 @@ from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
+from onnxfix.canonical.slices import SpellSlices
 from onnxfix.canonical.transposes import PushTransposes
 from onnxfix.errors import CanonicalizationError
 
@@ -70,6 +71,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         FoldShapes(),
         RemoveNoOps(),
         SpellReshapes(),
+        SpellSlices(),
         SpellBroadcasts(),
         ExplicitAttributes(),
         ExplicitBias(),
@@ -91,6 +93,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellPools(),
         FlattenConcats(),
         SpellDense(),
+        LiftFlattening(),
         MergeEqualNodes(),
         RemoveDeadCode(),
         OrderOperands(),
