@@ -104,7 +104,7 @@ def _reload(repair: Repair, parameters: Mapping[str, np.ndarray], path: Path) ->
     try:
         return load(path, chunk.target if target.framework == Framework.PYTORCH else None)
     except OnnxFixError as error:
-        raise ExportError(f"what was written for {path.name} does not load again, so it was dropped: {error}") from error
+        raise ExportError(f"what was written for {path.name} does not load again and was dropped: {error}") from error
 
 
 def _is_program(path: Path) -> bool:
