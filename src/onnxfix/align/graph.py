@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 COMMUTATIVE = frozenset(
     {"Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
@@ -80,6 +83,8 @@ class GraphView:
     @cached_property
     def digraph(self) -> nx.DiGraph:
         """The nodes and the values that run between them."""
+        import networkx as nx  # a tenth of a second that `import onnxfix` should not cost
+
         graph = nx.DiGraph()
         graph.add_nodes_from(self.nodes)
         for value, (maker, _) in self.producer.items():

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
-import networkx as nx
-
 from onnxfix.align.alignment import Alignment
 from onnxfix.align.graph import COMMUTATIVE, GraphView
 
@@ -113,6 +111,8 @@ def _node_region(alignment: Alignment, ours: str, theirs: str, operands: Mapping
 
 def _gaps(alignment: Alignment, joints: Iterable[tuple[str, str, Place]]) -> tuple[Region, ...]:
     """Group the operands that are not aligned into gaps: those that share unmatched nodes belong together."""
+    import networkx as nx
+
     readers: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for s, t, place in joints:
         readers[s, t].append(place)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx.reference import ReferenceEvaluator
 
 from onnxfix.errors import CanonicalizationError
 
@@ -164,6 +163,8 @@ _DIRECT: dict[str, Callable[[list[Array], Mapping[str, Any]], Array]] = {
 
 
 def _reference(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:
+    from onnx.reference import ReferenceEvaluator
+
     names = ["" if o is None else f"i{k}" for k, o in enumerate(operands)]
     schema = onnx.defs.get_schema(op, EXPRESSION_OPSET)
     variadic = schema.max_output > 16

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import networkx as nx
-
 from onnxfix.align import Alignment, GraphView, Region
 from onnxfix.diagnose.finding import Finding
 
@@ -41,6 +39,8 @@ def without_compensations(
 
 def _clusters(alignment: Alignment, findings: Sequence[Finding]) -> list[list[Finding]]:
     """Findings near each other, along the edges of either graph."""
+    import networkx as nx
+
     near = nx.Graph()
     near.add_nodes_from(findings)
     sides = (
@@ -92,6 +92,8 @@ def joined(alignment: Alignment, parts: Iterable[Region]) -> Region | None:
 
 def _between(view: GraphView, nodes: set[str]) -> set[str]:
     """The nodes and all on a path from one of them to another."""
+    import networkx as nx
+
     after = set(nodes).union(*(nx.descendants(view.digraph, n) for n in nodes))
     before = set(nodes).union(*(nx.ancestors(view.digraph, n) for n in nodes))
     return after & before

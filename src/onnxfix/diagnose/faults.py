@@ -14,6 +14,7 @@ from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.finding import Finding
+from onnxfix.diagnose.folding import misfolded
 from onnxfix.diagnose.naming import counterpart, label, node_names, nodes_of_op
 from onnxfix.diagnose.weights import explain
 from onnxfix.model import Model
@@ -142,9 +143,12 @@ def _weight(
     expected, actual = constant.expected, constant.actual
     parameter = None if attribution is None else attribution.parameter
     if attribution is not None and len(attribution.constants) == 1:
-        if explain(attribution.value, attribution.previous)[0] == kind:
-            how = explain(attribution.value, attribution.previous)[1]
         expected, actual = attribution.value, attribution.previous
+        if explain(expected, actual)[0] == kind:
+            how = explain(expected, actual)[1]
+    folding = misfolded(source, origin, constant.actual)
+    if folding:
+        kind, how = FaultKind.WEIGHTS, folding
     names = node_names(target, finding.region.target_nodes, readers_of=[parameter] if parameter else ())
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
     message = f"{what} of {label(names)} {how}."
@@ -183,7 +187,8 @@ def _gap(examination: Examination, finding: Finding) -> Cause:
     ours, theirs = _ops(alignment.source, region.source_nodes), _ops(alignment.target, region.target_nodes)
     source_names = node_names(examination.source, region.source_nodes)
     if theirs:
-        names = node_names(examination.target, region.target_nodes)
+        # The node that makes the result comes first: converters give it the name of the op they spelled out.
+        names = node_names(examination.target, reversed(region.target_nodes))
     else:
         names = node_names(examination.target, _beside(examination, region, after=bool(ours)))
     moved = {*ours, *theirs} <= LAYOUT_OPS and bool(ours or theirs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import networkx as nx
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -147,6 +146,8 @@ def _output(graph: onnx.GraphProto, slot: int, value: str) -> None:
 
 def _tidy(graph: onnx.GraphProto) -> None:
     """Topological order, nothing dead, no stale shapes."""
+    import networkx as nx
+
     makers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
     edges = nx.DiGraph()
     edges.add_nodes_from(range(len(graph.node)))

@@ -1,0 +1,69 @@
+"""What went wrong while a converter folded a constant: a parameter left out, another epsilon.
+
+The source's own expression for the constant is computed again with one thing changed; if that gives what the target
+has, the change is what the converter did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from onnxfix.canonical.origins import Apply, Literal, Origin, evaluate, parameters_of
+from onnxfix.diagnose.differences import close
+from onnxfix.model import Model
+
+# Defaults of the frameworks' normalisation layers.
+EPSILONS = (1e-3, 1e-5, 1e-6, 1e-7, 1e-4, 1e-2, 1e-8, 1e-12, 0.0, 2e-5)
+
+
+def misfolded(source: Model, origin: Origin | None, actual: np.ndarray | None) -> str:
+    """Say how the target's constant follows from the source's expression, or ""."""
+    if not isinstance(origin, Apply) or actual is None or actual.dtype.kind != "f":
+        return ""
+    form = source.normal_form
+    names = [n for n in parameters_of(origin) if n in form.parameters]
+    values = {n: form.parameters[n] for n in names}
+    for name in names:
+        content = values[name]
+        if content.dtype.kind == "f" and np.any(content):
+            left_out = evaluate(origin, {**values, name: np.zeros_like(content)})
+            if _same(left_out, actual):
+                return f"was folded without the source's {source.parameters.get(name, name)}"
+    for current, epsilon, other in _other_epsilons(origin):
+        if _same(evaluate(other, values), actual):
+            return f"was folded with epsilon {epsilon:g} instead of {current:g}"
+    return ""
+
+
+def _same(value: np.ndarray, actual: np.ndarray) -> bool:
+    if value.shape != actual.shape or not np.any(actual):
+        return False
+    peak = float(np.abs(actual).max())
+    return close(value, actual) or bool(np.allclose(value, actual, rtol=1e-5, atol=1e-6 * peak))
+
+
+def _other_epsilons(origin: Origin) -> Iterator[tuple[float, float, Origin]]:
+    """The expression with the scalars under square roots replaced: (the scalar, the other one, the expression)."""
+    for current in dict.fromkeys(_under_roots(origin, inside=False)):
+        for epsilon in EPSILONS:
+            if not np.isclose(epsilon, current, rtol=1e-6, atol=0):
+                yield current, epsilon, _replaced(origin, current, epsilon)
+
+
+def _under_roots(origin: Origin | None, *, inside: bool) -> Iterator[float]:
+    if isinstance(origin, Literal) and inside and origin.value.size == 1:
+        yield float(origin.value.reshape(-1)[0])
+    if isinstance(origin, Apply):
+        for operand in origin.operands:
+            yield from _under_roots(operand, inside=inside or origin.op == "Sqrt")
+
+
+def _replaced(origin: Origin, current: float, epsilon: float) -> Origin:
+    if isinstance(origin, Literal) and origin.value.size == 1 and float(origin.value.reshape(-1)[0]) == current:
+        return Literal(np.full_like(origin.value, epsilon))
+    if not isinstance(origin, Apply):
+        return origin
+    operands = tuple(None if o is None else _replaced(o, current, epsilon) for o in origin.operands)
+    return Apply(origin.op, operands, origin.attributes, origin.output)
