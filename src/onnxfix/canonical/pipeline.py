@@ -18,9 +18,10 @@ from onnxfix.canonical.broadcasting import SpellBroadcasts
 from onnxfix.canonical.casts import SpellCasts
 from onnxfix.canonical.clipping import SpellClips
 from onnxfix.canonical.concats import FlattenConcats
-from onnxfix.canonical.defaults import ExplicitAttributes
+from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
 from onnxfix.canonical.folding import FoldConstants
+from onnxfix.canonical.guard import check_values
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import LoweredParameters, ingest
@@ -38,6 +39,7 @@ from onnxfix.canonical.sinking import SinkReshapes
 from onnxfix.canonical.slices import SpellSlices
 from onnxfix.canonical.transposes import PushTransposes
 from onnxfix.errors import CanonicalizationError
+from onnxfix.frameworks import Feeds
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
@@ -74,6 +76,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellSlices(),
         SpellBroadcasts(),
         ExplicitAttributes(),
+        WideIndices(),
         ExplicitBias(),
         SpellArithmetic(),
         SpellClips(),
@@ -100,23 +103,26 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
     )
 
 
-def normal_form(proto: onnx.ModelProto) -> NormalForm:
+def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None) -> NormalForm:
     """Bring a lowered model into normal form.
 
     Args:
         proto: The lowered model, weights included; it is left unchanged.
+        check: Inputs on which to run both models and compare; None trusts the passes.
 
     Returns:
         The normal form.
 
     Raises:
-        CanonicalizationError: the passes do not settle, or the model cannot be read.
+        CanonicalizationError: the passes do not settle, the model cannot be read, or the check fails.
     """
     model = ingest(proto)
     infer_graph(model, trust=False)
     UnifyOpset()(model)
     _settle(model)
     canonical, origins, provenance = emit(model)
+    if check is not None:
+        check_values(proto, canonical, check)
     return NormalForm(canonical, origins, provenance, LoweredParameters(proto))
 
 
