@@ -6,7 +6,7 @@ from rewrites import normal, ops, parse, rewrite
 
 from onnxfix.canonical.arithmetic import SpellArithmetic
 from onnxfix.canonical.bias import ExplicitBias
-from onnxfix.canonical.defaults import ExplicitAttributes
+from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
 from onnxfix.canonical.origins import parameters_of
 from onnxfix.canonical.rewriting import array, origin_of
@@ -114,3 +114,20 @@ def test_dropping_ones_before_a_dense_layer_stays(shape: str) -> None:
         w=normal(3, 4), b=normal(4), flat=np.array([0, 3]),
     )
     assert ops(rewrite(model, LiftFlattening())) == ["Reshape", "Gemm"]
+
+
+def test_flattening_of_heads_before_a_dense_layer_keeps_the_sequence() -> None:
+    model = parse(
+        "(float[2,5,3,2] x) => (float[2,5,4] y) { f = Reshape(x, flat) g = Gemm(f, w, b) y = Reshape(g, back) }",
+        w=normal(6, 4), b=normal(4), flat=np.array([10, 6]), back=np.array([2, 5, 4]),
+    )
+    graph = rewrite(model, LiftFlattening())
+    assert ops(graph) == ["Reshape", "MatMul", "Add"]
+    assert array(graph[0].inputs[1]).tolist() == [2, 5, 6]
+
+
+def test_constant_indices_are_wide() -> None:
+    (gather,) = rewrite(
+        parse("(float[N,3] x) => (float[N,2] y) { y = Gather <axis = 1> (x, i) }", i=np.array([0, 2], np.int32)), WideIndices()
+    )
+    assert array(gather.inputs[1]).dtype == np.int64

@@ -37,7 +37,7 @@ def test_pieces_of_sequences_are_slices(how: str) -> None:
     ("body", "expected"),
     [
         ("y = Slice(x, two, most, last)", ([2], [END], [2], [1])),
-        ("y = Slice(x, back, last, last, two)", ([3], [5], [2], [2])),
+        ("y = Slice(x, back, last, last, two)", ([3], [4], [2], [2])),
         ("y = Slice(x, last, down, two, last)", ([-1], [-7], [2], [-1])),
         ("y = Slice(x, one, most)", ([1], [END], [0], [1])),
         ("a = Slice(x, two, most, last) y = Slice(a, first, two, one)", ([0, 2], [2, END], [1, 2], [1, 1])),
@@ -48,5 +48,18 @@ def test_slices_are_spelled_out(body: str, expected: tuple[list[int], ...]) -> N
     assert tuple(array(v).tolist() for v in node.inputs[1:]) == expected
 
 
-def test_slices_of_one_axis_are_not_merged() -> None:
-    assert ops(sliced("a = Slice(x, two, most, last) y = Slice(a, one, two, last)")) == ["Slice", "Slice"]
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("a = Slice(x, one, most, last) y = Slice(a, one, two, last)", ([2], [3], [2], [1])),
+        ("a = Slice(x, one, most, last, two) y = Slice(a, one, most, last, two)", ([3], [END], [2], [4])),
+        ("a = Slice(x, back, last, last) y = Slice(a, last, most, last)", ([4], [5], [2], [1])),
+    ],
+)
+def test_slices_of_one_axis_are_composed(body: str, expected: tuple[list[int], ...]) -> None:
+    (node,) = sliced(body)
+    assert tuple(array(v).tolist() for v in node.inputs[1:]) == expected
+
+
+def test_slices_of_an_open_axis_are_not_composed() -> None:
+    assert ops(sliced("a = Slice(x, one, most) y = Slice(a, first, one)")) == ["Slice", "Slice"]

@@ -1,4 +1,4 @@
-"""Attributes are spelled out: schema defaults, what ops imply, axes counted from the front."""
+"""Attributes are spelled out: schema defaults, what ops imply, axes counted from the front, indices as int64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxfix.canonical.origins import EXPRESSION_OPSET
-from onnxfix.canonical.queries import dims, rank, set_attribute
+from onnxfix.canonical.queries import dims, nodes_of, rank, set_attribute
+from onnxfix.canonical.rewriting import Editor, is_constant
 
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
 # Ops whose axis attribute counts the dimensions of the first operand.
@@ -17,6 +18,24 @@ _AXIS = frozenset(
      "ArgMax", "ArgMin", "LayerNormalization", "TopK", "Compress", "QuantizeLinear", "DequantizeLinear",
      "LpNormalization"}
 )
+
+
+# Constant index operands, which may be int32 or int64: int64 here.
+_INDICES = {"Gather": 1, "GatherElements": 1, "CumSum": 1, "ScatterElements": 1}
+
+
+class WideIndices(ir.passes.InPlacePass):
+    """``Gather(x, int32 i) = Gather(x, int64 i)`` for constant indices and axes."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Widen."""
+        editor = Editor(model.graph)
+        for node in nodes_of(model.graph, *_INDICES):
+            slot = _INDICES[node.op_type]
+            indices = node.inputs[slot]
+            if indices is not None and is_constant(indices) and indices.dtype == ir.DataType.INT32:
+                node.replace_input_with(slot, editor.constant("Cast", indices, to=int(ir.DataType.INT64)))
+        return ir.passes.PassResult(model, editor.modified)
 
 
 class ExplicitAttributes(ir.passes.InPlacePass):

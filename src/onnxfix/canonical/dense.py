@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.channels import is_made_up_zero, plain_gemm
-from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, producer, rank, scalar
+from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, producer, rank, reader, scalar
 from onnxfix.canonical.rewriting import Editor, array, is_constant
 
 
@@ -146,18 +146,39 @@ class LiftFlattening(ir.passes.InPlacePass):
                 continue
             if len(shape) >= 3 and shape[-1] == kernel[0] and _is_sequence(shape[:-1]):
                 self._lift(editor, node, flat, kernel[1])
+            else:
+                _unflatten(editor, node, flat, kernel)
         return ir.passes.PassResult(model, editor.modified)
 
     @staticmethod
     def _lift(editor: Editor, node: ir.Node, flat: ir.Node, channels: int | None) -> None:
-        product = editor.node("MatMul", [flat.inputs[0], node.inputs[1]], like=[node], before=node)
-        value = product.outputs[0]
-        if not is_made_up_zero(node.inputs[2]):
-            value = editor.node("Add", [value, node.inputs[2]], like=[node], before=node).outputs[0]
+        value = _product(editor, node, flat.inputs[0])
         target = editor.literal(np.array([-1, channels], np.int64))
         result = editor.node("Reshape", [value, target], like=[flat], before=node, attributes={"allowzero": 0})
         editor.replace(node.outputs[0], result.outputs[0])
         editor.remove([node, flat])
+
+
+def _product(editor: Editor, node: ir.Node, value: ir.Value | None) -> ir.Value:
+    """MatMul and Add with a Gemm's constants."""
+    product = editor.node("MatMul", [value, node.inputs[1]], like=[node], before=node).outputs[0]
+    if is_made_up_zero(node.inputs[2]):
+        return product
+    return editor.node("Add", [product, node.inputs[2]], like=[node], before=node).outputs[0]
+
+
+def _unflatten(editor: Editor, node: ir.Node, flat: ir.Node, kernel: tuple[int | None, ...]) -> None:
+    """Where the result becomes [..., O] of higher rank again, the operand may as well become [..., K]."""
+    back = reader(node.outputs[0], "Reshape")
+    wanted = None if back is None or back.inputs[0] is not node.outputs[0] else dims(back.outputs[0])
+    if back is None or wanted is None or len(wanted) < 3 or wanted[-1] != kernel[1] or not _is_sequence(wanted[:-1]):
+        return
+    if sum(d is None for d in wanted) > 1:
+        return
+    target = editor.literal(np.array([-1 if d is None else d for d in (*wanted[:-1], kernel[0])], np.int64))
+    operand = editor.node("Reshape", [flat.inputs[0], target], like=[flat], before=node, attributes={"allowzero": 0})
+    editor.replace(back.outputs[0], _product(editor, node, operand.outputs[0]))
+    editor.remove([back, node, flat])
 
 
 def _is_sequence(leading: tuple[int | None, ...]) -> bool:

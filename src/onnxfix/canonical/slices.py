@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.queries import dims, nodes_of, producer, rank, used_once
+from onnxfix.canonical.queries import dims, nodes_of, producer, rank
 from onnxfix.canonical.rewriting import Editor, array
 
 _END = np.iinfo(np.int64).max
@@ -20,7 +20,7 @@ class SpellSlices(ir.passes.InPlacePass):
     - ``SequenceAt(SplitToSequence(x, [a, b]), 1) = Slice(x, a, a + b)``
     - ``Slice(x, starts, ends)`` gets its axes (in order, from the front) and steps; an end that is the size, or beyond,
       is the largest integer; a start or end counted from the back of a static size is counted from the front
-    - ``Slice(Slice(x, axes=[0]), axes=[1]) = Slice(x, axes=[0, 1])``
+    - ``Slice(Slice(x, axes=[0]), axes=[1]) = Slice(x, axes=[0, 1])``, ``x[2:][3:] = x[5:]``, whoever else reads x[2:]
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -121,8 +121,33 @@ def _bounds(start: int, end: int, step: int, total: int | None) -> tuple[int, in
         return start, end  # an end before the first element has no spelling from the front
     if total is None:
         return start, min(end, _END) if end < np.iinfo(np.int32).max else _END
-    begin, stop, _ = slice(start, end).indices(total)
-    return begin, _END if stop == total else max(begin, stop)
+    return _spelled(range(total)[start:end:step], total)
+
+
+def _spelled(taken: range, total: int) -> tuple[int, int]:
+    """Start and end of the elements taken, front to back."""
+    if len(taken) == 0:
+        return 0, 0
+    return taken[0], _END if taken[-1] + taken.step >= total else taken[-1] + 1
+
+
+def _composed(
+    first: Sequence[tuple[int, int, int, int]], second: Sequence[tuple[int, int, int, int]],
+    shape: tuple[int | None, ...],
+) -> list[tuple[int, int, int, int]] | None:
+    """Pieces that two Slices in a row take together; None if that needs a size that is not static."""
+    pieces = {piece[0]: piece for piece in first}
+    for axis, start, end, step in second:
+        if axis not in pieces:
+            pieces[axis] = (axis, start, end, step)
+            continue
+        total = shape[axis]
+        _, begin, stop, stride = pieces[axis]
+        if total is None or stride < 0 or step < 0:
+            return None
+        taken = range(total)[begin:stop:stride][start:end:step]
+        pieces[axis] = (axis, *_spelled(taken, total), taken.step)
+    return list(pieces.values())
 
 
 def _slice(editor: Editor, node: ir.Node) -> None:
@@ -130,12 +155,14 @@ def _slice(editor: Editor, node: ir.Node) -> None:
     if pieces is None or len({p[0] for p in pieces}) != len(pieces):
         return
     inner = producer(node.inputs[0], "Slice")
-    before = _pieces(inner) if inner is not None and used_once(inner.outputs[0]) else None
-    if inner is not None and before is not None and not {p[0] for p in before} & {p[0] for p in pieces}:
-        merged = _write(editor, node, inner.inputs[0], [*before, *pieces], [node, inner])
-        editor.replace(node.outputs[0], merged)
-        editor.remove([node, inner])
-        return
+    before = _pieces(inner) if inner is not None else None
+    if inner is not None and before is not None and len({p[0] for p in before}) == len(before):
+        together = _composed(before, pieces, dims(inner.inputs[0]) or ())
+        if together is not None:
+            merged = _write(editor, node, inner.inputs[0], together, [node, inner])
+            editor.replace(node.outputs[0], merged)
+            editor.remove([node, inner])
+            return
     written = [list(column) for column in zip(*sorted(pieces), strict=True)]
     given = [array(v) for v in node.inputs[1:]]
     order = [given[k] for k in (2, 0, 1, 3)] if len(given) == 4 else []
