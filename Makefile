@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .PHONY: install demo test lint bench bench-clean bench-faults bench-bugs picture clean
 
@@ -11,7 +11,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "onnxfix needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Installing onnxfix with PyTorch (CPU), TensorFlow (CPU) and LiteRT into $(VENV), about 3 GB: a few minutes, once."
+	@echo "Installing onnxfix with PyTorch, TensorFlow and LiteRT into $(VENV), about 3 GB: a few minutes, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first: constraints.txt names the version whose wheel is for the CPU.
 	@$(PIP) torch

@@ -25,6 +25,7 @@ from scoring import Score, score
 
 import onnxfix
 from onnxfix.testing import Site, inject, make_names_opaque
+from onnxfix.testing.faults import Graph
 
 # (operator, how many places): the faults planted alone.
 FAULTS = [
@@ -117,7 +118,7 @@ def keras_cases(net: str, options: argparse.Namespace) -> Iterator[Case]:
     clean = onnxfix.load(folder / "model.tflite").proto
     for operator, count in KERAS_FAULTS:
         yield planted(f"keras {net} TFLite", source, clean, operator, count, data, options.seed)
-    yield wrong_epsilon(net, source, data)
+    yield wrong_epsilon(net, source, clean, data)
 
 
 def planted(
@@ -151,27 +152,30 @@ def feeds(proto: onnx.ModelProto, data: np.ndarray) -> list[dict[str, np.ndarray
     return [{spec.name: photo.transpose(0, 3, 1, 2) if channels_first else photo} for photo in (data[:1], data[1:2])]
 
 
-def wrong_epsilon(net: str, source: Any, data: np.ndarray) -> Case:
-    """A TFLite file converted from the same network with another epsilon in one batch norm."""
+def wrong_epsilon(net: str, source: Any, clean: onnx.ModelProto, data: np.ndarray) -> Case:
+    """A TFLite file converted from the same network with another epsilon in one batch norm, before it was folded.
+
+    The ground truth is what differs from the clean conversion: the constants, and the convolutions that read them.
+    """
     path = CACHE / f"keras_{net}" / "wrong_epsilon.tflite"
-    layer, conv = _most_sensitive_norm(net)
+    layer = _most_sensitive_norm(net)
     if not path.exists():
         _convert_with_epsilon(net, layer, path)
     target = onnxfix.load(path)
-    nodes = [node.name for node in target.proto.graph.node if node.op_type == "Conv" and _belongs(target, node, conv)]
-    if len(nodes) != 1:
-        raise SystemExit(f"{path}: {len(nodes)} convolutions are called {conv}, one expected")
-    site = Site(nodes[0], None, onnxfix.FaultKind.WEIGHTS, f"epsilon of {layer} changed before folding into {conv}")
-    return Case(f"keras {net} TFLite", f"epsilon before folding ({layer})", source, target, (site,), data)
+    before = {tensor.name: tensor.raw_data for tensor in clean.graph.initializer}
+    changed = [t.name for t in target.proto.graph.initializer if before.get(t.name) != t.raw_data]
+    graph = Graph(target.proto)
+    sites = [
+        Site(name, constant, onnxfix.FaultKind.WEIGHTS, f"epsilon of {layer} changed before folding")
+        for constant in changed for name in graph.read_by(constant) if graph.nodes[name].op_type == "Conv"
+    ]
+    if not sites or len(sites) != len(changed):
+        raise SystemExit(f"{path}: {len(changed)} constants changed, {len(sites)} of them in convolutions")
+    return Case(f"keras {net} TFLite", f"epsilon before folding ({layer})", source, target, tuple(sites), data)
 
 
-def _belongs(target: Any, node: onnx.NodeProto, layer: str) -> bool:
-    texts = (node.name, *node.input, *node.output, target.layers.get(node.name, ""))
-    return any(layer in text.replace(";", "/").split("/") for text in texts)
-
-
-def _most_sensitive_norm(net: str) -> tuple[str, str]:
-    """The batch norm (and the convolution before it) whose factors another epsilon changes most."""
+def _most_sensitive_norm(net: str) -> str:
+    """The batch norm right after a convolution whose factors another epsilon changes most."""
     import keras
 
     model = keras.saving.load_model(CACHE / f"keras_{net}" / "model.keras")
@@ -181,7 +185,7 @@ def _most_sensitive_norm(net: str) -> tuple[str, str]:
         if isinstance(before, keras.layers.Conv2D):
             variance = np.asarray(layer.moving_variance)
             effect = np.sqrt((variance + layer.epsilon) / (variance + other_epsilon(layer.epsilon)))
-            effects[layer.name, before.name] = float(np.abs(effect - 1).max())
+            effects[layer.name] = float(np.abs(effect - 1).max())
     return max(effects, key=effects.__getitem__)
 
 

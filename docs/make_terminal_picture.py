@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,15 @@ def main() -> None:
     width = source.inputs[0].shape[-1]
     data = np.random.default_rng(0).standard_normal((1000, width)).astype(np.float32)
     repair = onnxfix.repair(source, folder / "ad01_fp32.tflite", data)
-    console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        repair.save(Path(scratch) / "fixed.tflite")  # so that what the last line says has happened
+    console = Console(record=True, width=96, file=io.StringIO(), force_terminal=True)
     console.print(f"[bold]$[/bold] {COMMAND}", highlight=False)
     terminal.show_repair(console, repair)
     console.print("wrote fixed.tflite", highlight=False)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    console.save_svg(os.fspath(PICTURE), title="onnxfix", clear=False)
+    svg = console.export_svg(title="onnxfix", clear=False)
+    PICTURE.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))  # the reader's own monospace font does
     print(console.export_text())
 
 
