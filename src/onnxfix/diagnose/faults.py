@@ -63,9 +63,8 @@ def _settings(examination: Examination, finding: Finding) -> Iterator[Cause]:
             name = difference.attribute or SETTING_NAMES.get((node.op_type, difference.slot), "operand")
             parameter = name if difference.attribute else _lowered_setting(examination, finding, difference) or name
             names = nodes_of_op(examination.target, node.name, node.op_type)
-            message = (
-                f"{name} of {label(names)} is {_short(difference.actual)} instead of {_short(difference.expected)}."
-            )
+            here, actual, expected = label(examination.target, names), difference.actual, difference.expected
+            message = f"{name} of {here} is {_short(actual)} instead of {_short(expected)}."
             fault = _fault(
                 finding,
                 FaultKind.HYPERPARAMETERS,
@@ -97,7 +96,7 @@ def _exchanged(examination: Examination, finding: Finding, difference: Differenc
         kind,
         names,
         node_names(examination.source, finding.region.source_nodes),
-        f"{label(names)} ({difference.actual}) {what} the source's {difference.expected}.",
+        f"{label(examination.target, names)} ({difference.actual}) {what} the source's {difference.expected}.",
         parameter="max" if bounds else None,
         expected=difference.expected,
         actual=difference.actual,
@@ -151,9 +150,10 @@ def _weight(
         kind, how = FaultKind.WEIGHTS, folding
     names = node_names(target, finding.region.target_nodes, readers_of=[parameter] if parameter else ())
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
-    message = f"{what} of {label(names)} {how}."
+    here = label(target, names)
+    message = f"{what} of {here} {how}."
     if attribution is not None and _is_extra_factor(target, attribution):
-        kind, message = FaultKind.GRAPH, f"{label(names)} multiplies by {_short(actual)} what the source does not."
+        kind, message = FaultKind.GRAPH, f"{here} multiplies by {_short(actual)} what the source does not."
     fault = _fault(
         finding,
         kind,
@@ -197,23 +197,21 @@ def _gap(examination: Examination, finding: Finding) -> Cause:
         FaultKind.TENSOR_LAYOUT if moved else FaultKind.GRAPH,
         names,
         source_names or node_names(examination.source, _partners(examination, region)),
-        _gap_message(ours, theirs, names, source_names),
+        _gap_message(ours, theirs, label(examination.target, names), label(examination.source, source_names)),
         expected=ours,
         actual=theirs,
     )
     return Cause(fault, finding)
 
 
-def _gap_message(
-    ours: tuple[str, ...], theirs: tuple[str, ...], names: tuple[str, ...], source_names: tuple[str, ...]
-) -> str:
+def _gap_message(ours: tuple[str, ...], theirs: tuple[str, ...], here: str, there: str) -> str:
     if ours and theirs:
-        return f"{_listed(theirs)} at {label(names)} stands for the source's {_listed(ours)} ({label(source_names)})."
+        return f"{_listed(theirs)} at {here} stands for the source's {_listed(ours)} ({there})."
     if ours:
-        return f"{_listed(ours)} ({label(source_names)} in the source) is missing after {label(names)}."
+        return f"{_listed(ours)} ({there} in the source) is missing after {here}."
     if theirs:
-        return f"{_listed(theirs)} at {label(names)} is not in the source."
-    return f"{label(names)} reads other tensors than the source's node, or in another order."
+        return f"{_listed(theirs)} at {here} is not in the source."
+    return f"{here} reads other tensors than the source's node, or in another order."
 
 
 def _beside(examination: Examination, region: Region, *, after: bool) -> tuple[str, ...]:

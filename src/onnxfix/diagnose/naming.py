@@ -59,9 +59,10 @@ def _readers(model: Model, parameters: Iterable[str]) -> tuple[str, ...]:
     return tuple(node.name for node in model.proto.graph.node if wanted & set(node.input))
 
 
-def label(names: tuple[str, ...]) -> str:
+def label(model: Model, names: tuple[str, ...]) -> str:
     """One name for a sentence: the framework's own where there is one."""
-    return names[-1] if names else "the graph"
+    layers = set(model.layers.values())
+    return next((n for n in names if n in layers), names[0] if names else "the graph")
 
 
 def counterpart(model: Model, origin: Origin | None, shape: tuple[int, ...]) -> str | None:
