@@ -172,6 +172,13 @@ def test_operator_options_that_tf2onnx_misreads(content):
     assert np.abs(next(iter(clipped.run(feeds).values()))).max() == 1.0
 
 
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu(approximate):
+    spec = tf.TensorSpec([None, 5], tf.float32)
+    model = onnxfix.load(of_function(lambda x: tf.nn.gelu(x, approximate=approximate), spec))
+    assert disagreement(model, random_feeds(model)) <= FLOAT_NOISE
+
+
 def test_flattening_dense_layer_keeps_its_bias():
     def dense(x):
         return tf.matmul(tf.reshape(x, [-1, 6]), tf.reshape(tf.range(18.0), [6, 3])) + tf.constant([1.0, 2.0, 3.0])

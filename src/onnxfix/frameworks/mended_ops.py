@@ -102,7 +102,9 @@ def _conv_transpose(graph: Any, node: Any, name: str, args: list[Any]) -> None:
     size = list(size[first : first + len(kernel)])
     if min(size) < 0:
         return
-    strides, dilations = (list(node.get_attr(key).ints) for key in ("strides", "dilations"))
+    strides, dilations = (
+        list(node.get_attr(key).ints) if key in node.attr else [1] * len(kernel) for key in ("strides", "dilations")
+    )
     excess = []
     for length, extent, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
         span = (extent - 1) * dilation + 1

@@ -148,6 +148,8 @@ def _mend(graph: Any) -> None:
             _softmax_beta(graph, node)
         elif node.type == "TFL_FULLY_CONNECTED":
             _flat_fully_connected(graph, node)
+        elif node.type == "TFL_GELU":
+            _gelu(graph, node)
         elif node.type.removeprefix("TFL_") in _CLIPS:
             _clip_operator(graph, node, *_CLIPS[node.type.removeprefix("TFL_")])
         activation = node.attr.get("fused_activation_function")
@@ -184,6 +186,32 @@ def _flat_fully_connected(graph: Any, node: Any) -> None:
         shapes=[[-1, width]], dtypes=[graph.get_dtype(node.input[0])],
     )
     graph.replace_inputs(node, [flat.output[0], *node.input[1:]])
+
+
+def _gelu(graph: Any, node: Any) -> None:
+    """``x / 2 * (1 + erf(x / sqrt(2)))``, or with tanh where approximate (arXiv:1606.08415); tf2onnx has no GELU."""
+    from tf2onnx import utils
+
+    x = node.input[0]
+    shape, dtype = [graph.get_shape(x)], [graph.get_dtype(x)]
+
+    def make(op_type: str, *inputs: str | float, **attributes: Any) -> str:
+        values = [
+            value if isinstance(value, str) else graph.make_const(utils.make_name("c"), np.float32(value)).output[0]
+            for value in inputs
+        ]
+        made = graph.make_node(op_type, values, shapes=shape, dtypes=dtype, op_name_scope=output, **attributes)
+        name: str = made.output[0]
+        return name
+
+    output, approximate = node.output[0], node.get_attr_value("approximate")
+    graph.remove_node(node.name)
+    if approximate:
+        cubic = make("Mul", make("Mul", make("Mul", x, x), x), 0.044715)
+        bent = make("Tanh", make("Mul", make("Add", x, cubic), float(np.sqrt(2 / np.pi))))
+    else:
+        bent = make("Erf", make("Div", x, float(np.sqrt(2))))
+    make("Mul", make("Mul", x, 0.5), make("Add", bent, 1.0), outputs=[output])
 
 
 def _clip_operator(graph: Any, node: Any, low: float, high: float) -> None:
