@@ -85,7 +85,7 @@ class KerasAdapter:
         with quiet():
             copy = copied(model.native)
             # Weights keep their order through a copy; their paths may not.
-            originals = [v for v in variables(model.native).items()]
+            originals = list(variables(model.native).items())
             for (name, original), mine in zip(originals, variables(copy).values(), strict=True):
                 mine.assign(_fitting(name, original, parameters[name]) if name in parameters else original)
         unknown = sorted(set(parameters) - {name for name, _ in originals})
