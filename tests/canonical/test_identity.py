@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewrites import normal, parse
 
-from onnxfix.canonical import fingerprint, is_isomorphic
+from onnxfix.canonical import canonicalize, fingerprint, is_isomorphic
+from onnxfix.runtime.session import Session
 
 WEIGHTS = {
     "w1": normal(8, 3, 3, 3), "b1": normal(8), "w2": normal(8, 8, 3, 3, seed=1), "w3": normal(8, 8, 3, 3, seed=2),
@@ -177,3 +178,20 @@ def test_repeated_identical_blocks_are_matched_quickly() -> None:
     assert is_isomorphic(one, two)
     assert is_isomorphic(one, parse(text, w=normal(4, 4), p=normal(4), q=normal(4, seed=2)), weights=False)
     assert not is_isomorphic(one, parse(text, w=normal(4, 4), p=normal(4), q=normal(4, seed=2)))
+
+
+def test_operands_and_results_of_a_loop_have_names_of_their_own() -> None:
+    model = parse(
+        """(float[N,3] x) => (float[N,3] y, float[N,3] z) {
+            y, z = Loop (trips, go, x, start) <body = b (int64 i, bool c, float[N,3] s, float[1,3] t) => (bool d, float[N,3] u, float[1,3] v) {
+                d = Identity(c) u = Add(s, t) v = Sin(t)
+            }>
+        }""",
+        trips=np.array(3), go=np.array(True), start=normal(1, 3),
+    )
+    canonical = canonicalize(model)
+    (loop,) = canonical.graph.node
+    assert not set(loop.output) & set(loop.input)
+    x = {"x": normal(2, 3)}
+    for one, two in zip(Session(model).run(x).values(), Session(canonical).run(x).values(), strict=True):
+        np.testing.assert_array_equal(one, two)

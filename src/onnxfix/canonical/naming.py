@@ -120,10 +120,10 @@ def _operand_name(node: ir.Node, index: int) -> str:
     try:
         formal = onnx.defs.get_schema(node.op_type, EXPRESSION_OPSET, node.domain).inputs
     except onnx.defs.SchemaError:
-        return str(index)
+        return f"in{index}"  # a plain number is the name of an output
     if index < len(formal) and formal[index].option != onnx.defs.OpSchema.FormalParameterOption.Variadic:
         return str(formal[index].name).lower()
-    return str(index)
+    return f"in{index}"
 
 
 def _name_inside(node: ir.Node) -> None:

@@ -20,6 +20,7 @@ from onnxfix.canonical.clipping import SpellClips
 from onnxfix.canonical.concats import FlattenConcats
 from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
+from onnxfix.canonical.einsum import SpellEinsum
 from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.guard import check_values
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
@@ -34,6 +35,7 @@ from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 from onnxfix.canonical.pooling import SpellPools
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
+from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
 from onnxfix.canonical.slices import SpellSlices
@@ -83,6 +85,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         RecognizeActivations(),
         RecognizeLayerNorm(),
         SplitBatchNorm(),
+        SpellEinsum(),
         PushTransposes(),
         PushThroughReshapes(),
         SinkReshapes(),
@@ -96,6 +99,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellPools(),
         FlattenConcats(),
         SpellDense(),
+        SqueezeConvs(),
         LiftFlattening(),
         MergeEqualNodes(),
         RemoveDeadCode(),
