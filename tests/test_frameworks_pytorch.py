@@ -171,6 +171,26 @@ def test_branches_on_data_are_kept() -> None:
         assert disagreement(model, {"x": vector() * np.float32(scale)}) < FLOAT_NOISE
 
 
+def test_squeezing_a_dimension_that_is_not_one_does_nothing() -> None:
+    class Squeezes(nn.Module):
+        def forward(self, x):
+            return x.squeeze(1), x[:, :1].squeeze((1, 2))
+
+    model = onnxfix.load(Squeezes(), vector()[:, :, None])
+    assert disagreement(model, {"x": vector(3)[:, :, None]}) == 0
+
+
+def test_resizing_by_a_factor_gives_the_size_that_torch_gives() -> None:
+    class Resizes(nn.Module):
+        def forward(self, x):
+            return functional.interpolate(x, scale_factor=(float(np.float32(11 / 7)), 0.5), mode="bilinear")
+
+    x = np.random.default_rng(0).standard_normal((2, 3, 7, 8)).astype(np.float32)
+    model = onnxfix.load(Resizes(), x)
+    assert model.run_native({"x": x})["output"].shape == (2, 3, 10, 4)
+    assert disagreement(model, {"x": x}) < FLOAT_NOISE
+
+
 def test_activations_of_a_module_are_its_submodules_answers(conv: onnxfix.Model) -> None:
     values = conv.activations({"x": image()})
     assert set(values) == {"conv", "norm", "head", "output"}

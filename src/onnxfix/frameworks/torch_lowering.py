@@ -18,6 +18,7 @@ from onnxfix.errors import LoweringError, RuntimeFailure
 from onnxfix.frameworks.onnx import name_nodes
 from onnxfix.frameworks.torch_call import Call, output_names, outputs_of, to_array
 from onnxfix.frameworks.torch_constants import interpreter
+from onnxfix.frameworks.torch_mends import mend
 
 _INNER = "lowered_module"  # attribute of the flattening wrapper that holds the module
 _METADATA = "pkg.torch.onnx."
@@ -165,6 +166,7 @@ def _to_onnx(program: Any) -> onnx.ModelProto:
         # Inputs are renamed later: the exporter would let them take names that values of the graph have.
         lowered = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, external_data=False)
         proto: onnx.ModelProto = lowered.model_proto
+    mend(proto)
     return proto
 
 
