@@ -84,6 +84,18 @@ def test_reshapes_sink_through_elementwise_ops_and_cancel() -> None:
     assert ops(settle(model)) == ["Relu", "Mul"]
 
 
+@pytest.mark.parametrize(
+    ("flat", "split", "bias", "passes"),
+    [("8", "0, 2, 4", (2, 4), True), ("8", "0, 2, 4", (4,), False), ("8", "0, 2, 4", (2, 1), False), ("4,1,1", "0, 4", (4,), True),
+     ("3,5", "0, 15", (15,), True)],
+)
+def test_a_bias_goes_through_a_reshape_that_keeps_it_whole(flat: str, split: str, bias: tuple[int, ...], passes: bool) -> None:
+    result = "a, b, c" if split.count(",") == 2 else "a, b"
+    model = parse(f"(float[N,{flat}] x) => (float[{result}] y) {{ r = Reshape(x, t) s = Add(r, b) y = Relu(s) }}",
+                  t=ints(*map(int, split.split(","))), b=normal(*bias))
+    assert ops(settle(model)) == (["Add", "Relu", "Reshape"] if passes else ["Reshape", "Add", "Relu"])
+
+
 def test_value_info_holds_the_shape_of_every_value() -> None:
     model = parse("(float[N,3,8,8] x) => (float[N,5] y) { c = Conv(x, w) g = GlobalAveragePool(c) f = Flatten(g) y = Relu(f) }",
                   w=normal(5, 3, 3, 3))

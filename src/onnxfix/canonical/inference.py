@@ -81,7 +81,7 @@ def _refined(inferred: ir.Shape, declared: ir.Shape | None) -> ir.Shape:
     dims: list[int | ir.SymbolicDim] = []
     for new, old in zip(inferred, declared, strict=True):
         known = isinstance(old, int) or old.value is not None
-        dims.append(old if _is_open_dim(new) and known else new)
+        dims.append(old if is_open(new) and known else new)
     return ir.Shape(dims)
 
 
@@ -93,10 +93,11 @@ def refresh(graph: ir.Graph) -> None:
 
 
 def _is_open(value: ir.Value) -> bool:
-    return value.shape is None or any(_is_open_dim(d) for d in value.shape)
+    return value.shape is None or any(is_open(d) for d in value.shape)
 
 
-def _is_open_dim(dim: int | ir.SymbolicDim) -> bool:
+def is_open(dim: int | ir.SymbolicDim) -> bool:
+    """Whether a dimension is unknown, or a symbol that shape inference made up for one."""
     return isinstance(dim, ir.SymbolicDim) and (dim.value is None or dim.value.startswith("unk__"))
 
 

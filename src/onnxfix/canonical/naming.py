@@ -7,6 +7,7 @@ from collections import Counter
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.inference import is_open
 from onnxfix.canonical.ingest import DECLARED
 from onnxfix.canonical.origins import EXPRESSION_OPSET, Origin
 from onnxfix.canonical.rewriting import LOWERED, lowered_of, origin_of
@@ -155,6 +156,12 @@ def _declare_outputs(graph: ir.Graph) -> None:
         )
 
 
+def _forget_placeholders(value: ir.Value) -> None:
+    """Leave dimensions open that shape inference only numbered (``unk__3``): the numbers say nothing."""
+    if value.shape is not None and not value.is_graph_output():
+        value.shape = ir.Shape([None if is_open(dim) else dim for dim in value.shape])
+
+
 def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str, tuple[str, ...]]]:
     """Serialise the named graph.
 
@@ -175,6 +182,7 @@ def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str,
         for output in node.outputs:
             output.metadata_props.clear()
             output.doc_string = None
+            _forget_placeholders(output)
     model.opset_imports.clear()
     model.opset_imports.update({"": versions.get("", EXPRESSION_OPSET), **{d: versions[d] for d in sorted(used)}})
     graph.name, graph.doc_string = "canonical", None

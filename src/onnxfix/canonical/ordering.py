@@ -56,7 +56,7 @@ def _key(seen: dict[ir.Value, tuple[str, float]], value: ir.Value | None) -> tup
         elif content.dtype.kind == "i" and content.size <= 64:
             seen[value] = _digest(content.dtype.str, str(content.tolist())), 0.0
         else:
-            size = float(np.abs(content).mean()) if content.dtype.kind == "f" and content.size else 0.0
+            size = float(np.abs(content).mean(dtype=np.float64)) if content.dtype.kind == "f" and content.size else 0.0
             seen[value] = _digest(content.dtype.str, str(content.shape)), size
     return seen[value]
 

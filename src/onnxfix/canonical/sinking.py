@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.permutation import rebuild, reshape
+from onnxfix.canonical.permutation import rebuild, reshape, stripped
+from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, is_constant, is_op, live, producer
+from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, producer
 from onnxfix.canonical.symbolic import Size, sizes_of
 from onnxfix.canonical.transposes import ELEMENTWISE
 
 
 class SinkReshapes(ir.passes.InPlacePass):
-    """``f(Reshape(x), scalars) -> Reshape(f(x, scalars))``, and the same for operands that are all reshaped alike."""
+    """``f(Reshape(x), c) -> Reshape(f(x, Reshape'(c)))``, and the same for operands that are all reshaped alike.
+
+    A constant comes along where it varies over whole groups of axes that the Reshape splits or merges: a bias [2, 4]
+    behind a Reshape of [N, 8] to [N, 2, 4] is a bias [8] before it.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Push through the whole graph in one topological walk."""
@@ -31,24 +37,50 @@ def _sink(editor: Editor, node: ir.Node) -> None:
     if not present or present[0].inputs[0] is None or not is_constant(present[0].inputs[1]):
         return
     shape, sizes = sizes_of(present[0].inputs[0]), sizes_of(present[0].outputs[0])
-    if shape is None or sizes is None or sizes_of(node.outputs[0]) != sizes:
+    if shape is None or sizes is None:
         return
     inputs: list[ir.Value | None] = []
-    for value, mover in zip(node.inputs, movers, strict=True):
+    moved: dict[int, list[int]] = {}
+    for slot, (value, mover) in enumerate(zip(node.inputs, movers, strict=True)):
         if mover is not None and sizes_of(mover.inputs[0]) == shape and sizes_of(mover.outputs[0]) == sizes:
             inputs.append(mover.inputs[0])
         elif value is None or (is_constant(value) and value.shape is not None and _single(value, shape)):
+            inputs.append(value)
+        elif value is not None and is_constant(value) and (before := _shape_before(value, shape, sizes)) is not None:
+            moved[slot] = before
             inputs.append(value)
         else:
             return
     target = constant_target(shape, sizes)
     if target is None:
         return
+    for slot, before in moved.items():
+        literal = editor.literal(np.asarray(before, dtype=np.int64))
+        inputs[slot] = stripped(editor, editor.constant("Reshape", inputs[slot], literal))
     new = rebuild(editor, node, inputs)
     if new.outputs[0].type is None:
         new.outputs[0].type = node.outputs[0].type
     editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, sizes, present, node))
     editor.remove([node, *present])
+
+
+def _shape_before(value: ir.Value, shape: Sequence[Size], sizes: Sequence[Size]) -> list[int] | None:
+    """The shape that a broadcast constant has next to the source of a Reshape, or None if it cuts through a group."""
+    found = groups(shape, sizes)
+    content = array(value)
+    if found is None or content is None or content.ndim > len(sizes):
+        return None
+    full = (1,) * (len(sizes) - content.ndim) + content.shape
+    result = [1] * len(shape)
+    for group in found:
+        extents = [full[k] for k in group.after]
+        if all(d == 1 for d in extents):
+            continue
+        if extents != [sizes[k].number for k in group.after] or any(shape[k].number is None for k in group.before):
+            return None
+        for k in group.before:
+            result[k] = shape[k].factor
+    return result if int(np.prod(result)) == content.size else None
 
 
 def _single(value: ir.Value, shape: Sequence[Size]) -> bool:
