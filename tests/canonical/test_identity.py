@@ -110,6 +110,11 @@ def test_a_fixed_batch_is_the_same_graph() -> None:
     assert fingerprint(net()) != fingerprint(net(batch="1"))
 
 
+def test_the_name_of_a_symbolic_batch_does_not_count() -> None:
+    """tf2onnx names dimensions as onnx's shape inference names those it knows nothing about."""
+    assert fingerprint(net()) == fingerprint(net(batch="unk__12"))
+
+
 def channels_last(perm: str, height: int = 8) -> onnx.ModelProto:
     body = BODY.replace("(x, w1, b1)", "(t, w1, b1)").replace("{", f"{{ t = Transpose <perm = [{perm}]> (x)", 1)
     return parse(f"(float[N,{height},8,3] x) => (float[N,10] y) {body}", **WEIGHTS)

@@ -13,7 +13,6 @@ from onnxfix.canonical.origins import Parameter
 from onnxfix.canonical.rewriting import LOWERED, ORIGIN
 from onnxfix.errors import CanonicalizationError
 
-
 # Types and shapes of the outputs as the lowered model declares them.
 DECLARED = "onnxfix.declared"
 
@@ -54,6 +53,7 @@ def ingest(proto: onnx.ModelProto) -> ir.Model:
         CanonicalizationError: the model calls its functions in a cycle, or a function cannot be inlined.
     """
     model = ir.serde.deserialize_model(proto)
+    _rename_symbols(model.graph)
     model.graph.meta[DECLARED] = [(output.type, output.shape) for output in model.graph.outputs]
     _stamp(model)
     _inline(model)
@@ -68,6 +68,20 @@ def ingest(proto: onnx.ModelProto) -> ir.Model:
     graph.inputs.extend(kept)
     _lift(graph)
     return model
+
+
+def _rename_symbols(graph: ir.Graph) -> None:
+    """Rename input dimensions that are called as shape inference calls the unknown ones (tf2onnx: ``unk__5692``)."""
+    given = {dim.value for value in graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)}
+    names = {name: name.replace("unk__", "dim_") for name in given if name is not None and name.startswith("unk__")}
+    if not names:
+        return
+    values = [*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)]
+    for value in dict.fromkeys(values):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [names.get(d.value, d.value) if isinstance(d, ir.SymbolicDim) and d.value else d for d in value.shape]
+            )
 
 
 def _own(value: ir.Value, tensor: ir.TensorProtocol) -> None:
