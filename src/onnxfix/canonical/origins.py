@@ -50,8 +50,9 @@ class Apply:
 Origin = Parameter | Literal | Apply
 
 # Opset of the normal form and so of these expressions: the newest that onnxruntime 1.20 runs; 22 adds no meaning to it.
-_TINY = float(np.finfo(np.float32).tiny)
 EXPRESSION_OPSET = 21
+# A scale below this counts as zero: dividing by it has no meaning in float32.
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def parameters_of(origin: Origin) -> tuple[str, ...]:
@@ -225,7 +226,7 @@ def invert(origin: Origin, parameter: str, wanted: Array, parameters: Mapping[st
     except ValueError as error:
         raise NotInvertible(f"a value of shape {list(np.shape(wanted))} does not come out of {origin.op}") from error
     operand = origin.operands[slot]
-    assert operand is not None  # noqa: S101  (slot was chosen among the present ones)
+    assert operand is not None  # slot was chosen among the present ones
     return invert(operand, parameter, inner, parameters)
 
 
@@ -284,10 +285,8 @@ def _invert_arithmetic(origin: Apply, slot: int, values: list[Array | None], wan
         if slot == 0:
             return _factor(goal, np.reciprocal(other), current.shape)
         return _unbroadcast(_quotient(other, goal), current.shape, float(np.abs(current).max(initial=0.0)))
-    if origin.op == "Add":
-        solution = goal - other
-    else:
-        solution = goal + other if slot == 0 else other - goal
+    reverse = origin.op == "Sub" and slot == 1
+    solution = other - goal if reverse else goal - other if origin.op == "Add" else goal + other
     return _unbroadcast(solution, current.shape, float(max(np.abs(goal).max(initial=0), np.abs(other).max(initial=0))))
 
 
