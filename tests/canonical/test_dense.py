@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rewrites import normal, ops, parse, rewrite
 
+from onnxfix.canonical.affine import MergeAffine
 from onnxfix.canonical.arithmetic import SpellArithmetic
 from onnxfix.canonical.bias import ExplicitBias
 from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
@@ -85,6 +86,18 @@ def test_a_quotient_that_is_rounded_stays() -> None:
             "(float[N,3] x) => (float[N,3] y) { q = Div(x, c) y = Floor(q) }", c=np.float32(divisor)
         )
         assert ops(rewrite(model, SpellArithmetic())) == expected
+
+
+def test_a_quotient_that_is_rounded_later_stays_and_chains_before_it_are_not_merged() -> None:
+    model = parse(
+        "(float[N,3] x) => (float[N,3] y) { q = Div(x, c) a = Add(q, c) r = Reshape(a, s) y = Floor(r) }",
+        c=np.float32(0.3), s=np.array([-1, 3]),
+    )
+    assert ops(rewrite(model, SpellArithmetic())) == ["Div", "Add", "Reshape", "Floor"]
+    model = parse(
+        "(float[N,3] x) => (float[N,3] y) { a = Add(x, c) m = Mul(a, c) y = Floor(m) }", c=np.float32(0.3)
+    )
+    assert ops(rewrite(model, MergeAffine())) == ["Add", "Mul", "Floor"]
 
 
 def test_attributes_are_spelled_out() -> None:

@@ -15,6 +15,7 @@ from onnxfix.canonical.channels import (
 )
 from onnxfix.canonical.queries import (
     dims,
+    feeds_steps,
     finite,
     integers,
     is_float,
@@ -72,7 +73,7 @@ class MergeAffine(ir.passes.InPlacePass):
     """Chains of Mul and Add with constants become at most one Mul, then one Add.
 
     ``(x * a) * b = x * (a * b)``, ``(x + a) + b = x + (a + b)``, ``(x + a) * b = x * b + a * b``; the merged constant
-    must not be larger than the larger one.
+    must not be larger than the larger one, and nothing that rounds or compares may read the result.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -84,7 +85,7 @@ class MergeAffine(ir.passes.InPlacePass):
             below = operands(inner) if inner is not None else None
             if pair is None or inner is None or below is None or not used_once(inner.outputs[0]):
                 continue
-            if not is_float(pair[1]) or not finite(pair[1]) or not finite(below[1]):
+            if not is_float(pair[1]) or not finite(pair[1]) or not finite(below[1]) or feeds_steps(node.outputs[0]):
                 continue
             if node.op_type == inner.op_type:
                 self._same(editor, node, inner, pair[1], below)

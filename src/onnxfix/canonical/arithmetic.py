@@ -5,14 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.queries import finite, is_float, near, nodes_of, operands
+from onnxfix.canonical.queries import feeds_steps, finite, is_float, near, nodes_of, operands
 from onnxfix.canonical.rewriting import Editor, array
-
-# Ops that turn a last-bit difference into a whole step.
-_STEPS = frozenset(
-    {"Floor", "Ceil", "Round", "Cast", "Mod", "Sign", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
-     "QuantizeLinear", "Gather", "ArgMax", "ArgMin", "TopK"}
-)
 
 
 class SpellArithmetic(ir.passes.InPlacePass):
@@ -73,8 +67,7 @@ def _div(editor: Editor, node: ir.Node) -> None:
         if not np.isfinite(inverse.astype(content.dtype)).all():
             return
     exact = bool((np.frexp(content.astype(np.float64))[0] == np.copysign(0.5, content.astype(np.float64))).all())
-    output = node.outputs[0]
-    if not exact and any(user.node.op_type in _STEPS for user in output.uses()):
+    if not exact and feeds_steps(node.outputs[0]):
         return
     _finish(editor, node, _binary(editor, node, "Mul", variable, editor.constant("Reciprocal", constant)))
 

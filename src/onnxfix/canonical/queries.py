@@ -10,6 +10,31 @@ import onnx_ir as ir
 from onnxfix.canonical.rewriting import array, is_constant
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+# Ops that turn a last-bit difference into a whole step.
+_STEPS = frozenset(
+    {"Floor", "Ceil", "Round", "Cast", "Mod", "Sign", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
+     "QuantizeLinear", "ArgMax", "ArgMin", "TopK"}
+)
+# Ops between the two that pass such a difference on as it is.
+_PASSING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Clip", "Relu", "Min", "Max", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand",
+     "Slice", "Concat", "Split", "Abs"}
+)
+
+
+def feeds_steps(value: ir.Value, depth: int = 4) -> bool:
+    """Whether something that rounds or compares reads a value, directly or through simple arithmetic."""
+    for usage in value.uses():
+        node = usage.node
+        if node.op_type in _STEPS and not (node.op_type == "Cast" and _to_float(node)):
+            return True
+        if depth and node.op_type in _PASSING and any(feeds_steps(output, depth - 1) for output in node.outputs):
+            return True
+    return False
+
+
+def _to_float(cast: ir.Node) -> bool:
+    return cast.attributes.get_int("to") in {int(dtype) for dtype in FLOATS}
 
 
 def nodes_of(graph: ir.Graph, *ops: str) -> Iterator[ir.Node]:
