@@ -45,7 +45,9 @@ class Sketch:
         if content.dtype.kind != "f" or content.size < 4:
             return None
         flat = np.asarray(content, dtype=np.float32).reshape(-1)
-        norm = float(np.sqrt(np.dot(flat, flat) / flat.size))
+        # Masks hold the most negative float there is: their squares overflow, and they tell nothing apart.
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = float(np.sqrt(np.dot(flat, flat) / flat.size))
         if norm == 0 or not np.isfinite(norm):
             return None
         return cls(tuple(sorted(content.shape)), norm, float(flat.mean()), float(np.abs(flat).mean()))

@@ -12,6 +12,7 @@ import onnx
 from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes, renamed
 from onnxfix.runtime.assembly import Constant, constants_read
+from onnxfix.runtime.probe import saturated
 
 # Folding a batch norm in another order changes a weight by a few units in the last place.
 ULPS = 4 * float(np.finfo(np.float32).eps)
@@ -124,8 +125,9 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
         return np.array_equal(a, b)
     if a.tobytes() == b.tobytes():
         return True
-    peak = float(np.abs(a, dtype=np.float64).max(initial=0.0, where=np.isfinite(a)))
-    return bool(np.allclose(a, b, rtol=ULPS, atol=ULPS / 4 * peak, equal_nan=True))
+    x, y = saturated(a), saturated(b)
+    peak = float(np.abs(x).max(initial=0.0, where=np.isfinite(x)))
+    return bool(np.allclose(x, y, rtol=ULPS, atol=ULPS / 4 * peak, equal_nan=True))
 
 
 def _subgraphs(ours: onnx.NodeProto, theirs: onnx.NodeProto) -> Iterable[Difference]:

@@ -9,18 +9,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxfix.align import Alignment, GraphView, Region, align, regions
+from onnxfix.align import Alignment, GraphView, align, regions
 from onnxfix.compare import Accumulator, Comparison
-from onnxfix.diagnose.compensation import without_compensations
-from onnxfix.diagnose.differences import Difference, corrected, differences
-from onnxfix.diagnose.finding import Finding, Recording
-from onnxfix.diagnose.noise import is_guilty, noise_floor
-from onnxfix.errors import OnnxFixError, RuntimeFailure
-from onnxfix.inputs import Chunk, Inputs, pair_inputs
+from onnxfix.diagnose.differences import differences
+from onnxfix.diagnose.finding import Finding
+from onnxfix.diagnose.judging import Judge, Suspect
+from onnxfix.diagnose.noise import FLOOR, is_guilty
+from onnxfix.errors import RuntimeFailure
+from onnxfix.inputs import Chunk, Inputs, pair_inputs, pair_outputs
 from onnxfix.model import Model
-from onnxfix.runtime.assembly import assemble
-from onnxfix.runtime.probe import LocalError, Probe, measure, piece
-from onnxfix.runtime.session import Session
+from onnxfix.runtime.probe import LocalError, Probe
 
 Progress = Callable[[str, float], None]
 
@@ -89,10 +87,17 @@ def examine(
     else:
         errors = [LocalError(broken="it does not run") for _ in suspects]
         telling = [(0, list(range(len(suspects))))]
+    comparison = accumulator.result()
     tell("judging", 0.0)
-    findings = _judge(alignment, suspects, errors, telling, chunks)
+    judge = Judge(alignment, target, chunks)
+    findings = () if _agree(comparison) else judge.findings(suspects, errors, telling)
     tell("judging", 1.0)
-    return Examination(source, target, alignment, accumulator.result(), findings, tuple(outputs))
+    return Examination(source, target, alignment, comparison, findings, tuple(outputs))
+
+
+def _agree(comparison: Comparison) -> bool:
+    """Whether the whole models agree to the last bits: then no difference between them is a fault."""
+    return comparison.equivalent and comparison.max_rel <= FLOOR
 
 
 def in_chunks(source: Model, target: Model, data: Inputs) -> Iterator[Chunk]:
@@ -111,39 +116,49 @@ def _alignment(source: Model, target: Model) -> Alignment:
             name = f"{pair.source.name}/as/{pair.target.name}"
             inputs[pair.target.name] = name
             adapters.append(helper.make_node("Transpose", [pair.source.name], [name], name, perm=pair.permutation))
-    if adapters:
-        ours = _with_nodes(ours, adapters)
+    moved = {pair.source.name: pair.permutation for pair in pair_outputs(source, target) if pair.permutation}
+    if adapters or moved:
+        ours = _adapted(ours, adapters, moved if _movable(source, target) else {})
     return align(GraphView(ours), theirs, inputs)
 
 
-def _with_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+def _movable(source: Model, target: Model) -> bool:
+    """Whether outputs may have their channels elsewhere: the inputs do too, or have no layout to keep."""
+    pairs = pair_inputs(source, target)
+    return any(pair.permutation for pair in pairs) or all(len(pair.source.shape or ()) < 3 for pair in pairs)
+
+
+def _adapted(
+    proto: onnx.ModelProto, before: Sequence[onnx.NodeProto], moved: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
+    """The source's graph with the target's layout at its boundary."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     own = list(copy.graph.node)
     del copy.graph.node[:]
-    copy.graph.node.extend([*nodes, *own])
+    copy.graph.node.extend([*before, *own])
+    for output in copy.graph.output:
+        if output.name in moved:
+            name = f"{output.name}/moved"
+            perm = moved[output.name]
+            copy.graph.node.append(helper.make_node("Transpose", [output.name], [name], name, perm=perm))
+            output.name = name
+            output.type.tensor_type.ClearField("shape")
     return copy
 
 
-@dataclass(frozen=True, eq=False)
-class _Suspect:
-    region: Region
-    differences: tuple[Difference, ...]
-    broken: str = ""
-
-
-def _suspects(alignment: Alignment) -> list[_Suspect]:
+def _suspects(alignment: Alignment) -> list[Suspect]:
     """Regions that differ statically; all others are innocent without being run."""
     nodes, gaps = regions(alignment)
-    found = [_Suspect(region, ()) for region in gaps]
+    found = [Suspect(region, ()) for region in gaps]
     for region in nodes:
         static = differences(alignment, region)
         if static:
-            found.append(_Suspect(region, static))
+            found.append(Suspect(region, static))
     return found
 
 
-def _probe(alignment: Alignment, suspects: Sequence[_Suspect]) -> tuple[Probe, bool]:
+def _probe(alignment: Alignment, suspects: Sequence[Suspect]) -> tuple[Probe, bool]:
     """The probe of all suspects; one of the whole models only where they cannot be put into one graph."""
     try:
         return Probe(alignment.source, alignment.target, [s.region for s in suspects]), True
@@ -161,117 +176,3 @@ def _run(
         kept.append(tuple(source))
         tell("probing", (k + 1) / len(chunks))
     return kept
-
-
-def _judge(
-    alignment: Alignment,
-    suspects: Sequence[_Suspect],
-    errors: Sequence[LocalError],
-    telling: Sequence[tuple[int, list[int]]],
-    chunks: Sequence[Chunk],
-) -> tuple[Finding, ...]:
-    findings = []
-    for chunk, members in telling:
-        recordings = _record(alignment, [suspects[k].region for k in members], chunks[chunk].source)
-        for k, recording in zip(members, recordings, strict=True):
-            finding = _finding(alignment, suspects[k], errors[k], recording, chunk)
-            if finding is not None:
-                findings.append(finding)
-
-    def is_innocent(region: Region, chunk: int) -> bool:
-        [recording] = _record(alignment, [region], chunks[chunk].source)
-        error = evaluate_target(alignment, region, recording)
-        return not is_guilty(error, _noise(alignment, region, recording))
-
-    findings = list(without_compensations(alignment, findings, is_innocent))
-    order = alignment.target.order
-    findings.sort(key=lambda f: min((order[n] for n in f.region.target_nodes), default=0))
-    return tuple(sorted(findings, key=lambda f: -min(f.error.relative, 1e30)))
-
-
-def _record(
-    alignment: Alignment, chosen: Sequence[Region], feed: Mapping[str, np.ndarray]
-) -> list[Recording]:
-    """Run the source once and keep what enters and leaves the chosen regions."""
-    source = alignment.source
-    wanted: dict[str, None] = {}
-    for region in chosen:
-        wanted.update(dict.fromkeys((*_entering(alignment, region), *(s for s, _ in region.outputs))))
-    computed = [v for v in wanted if v in source.producer]
-    nodes = sorted({n for v in computed for n in source.upstream(v, set())[0]}, key=source.order.__getitem__)
-    values: dict[str, np.ndarray] = {v: source.constant(v) for v in wanted if source.is_constant(v)}
-    values.update((v, feed[v]) for v in wanted if v in source.inputs)
-    if computed:
-        values.update(Session(piece(source, nodes, source.inputs, computed)).run(feed, computed))
-    return [
-        Recording(
-            {v: values[v] for v in _entering(alignment, region)}, tuple(values[s] for s, _ in region.outputs)
-        )
-        for region in chosen
-    ]
-
-
-def _entering(alignment: Alignment, region: Region) -> tuple[str, ...]:
-    """Source values that enter either side's piece of a region."""
-    inside = {o for n in region.source_nodes for o in alignment.source.nodes[n].output}
-    own = (v for n in region.source_nodes for v in alignment.source.operands(n) if v not in inside)
-    return tuple(dict.fromkeys([*region.feeds.values(), *own]))
-
-
-def _finding(
-    alignment: Alignment, suspect: _Suspect, error: LocalError, recording: Recording, chunk: int
-) -> Finding | None:
-    region = suspect.region
-    noise = _noise(alignment, region, recording)
-    if error.broken or not np.isfinite(error.relative):
-        error = evaluate_target(alignment, region, recording)
-    if not is_guilty(error, noise):
-        return None
-    guilty = suspect.differences
-    if len(guilty) > 1:
-        guilty = _guilty_differences(alignment, suspect, recording, noise)
-    return Finding(region, guilty, error, noise, recording, chunk)
-
-
-def _noise(alignment: Alignment, region: Region, recording: Recording) -> LocalError:
-    if not region.source_nodes:
-        return LocalError()
-    own = _entering(alignment, region)
-    model = piece(alignment.source, region.source_nodes, own, [s for s, _ in region.outputs])
-    return noise_floor(model, recording.feeds, recording.outputs)
-
-
-def evaluate_target(alignment: Alignment, region: Region, recording: Recording) -> LocalError:
-    """The region's own error on recorded values."""
-    try:
-        model = piece(alignment.target, region.target_nodes, list(region.feeds), [t for _, t in region.outputs])
-        feeds = {t: recording.feeds[s] for t, s in region.feeds.items()}
-        return measure(recording.outputs, list(Session(model).run(feeds).values()))
-    except RuntimeFailure as error:
-        return LocalError(broken=str(error))
-
-
-def evaluate_corrected(
-    alignment: Alignment, region: Region, chosen: Sequence[Difference], recording: Recording
-) -> LocalError:
-    """The error of a matched node in which the chosen differences are set to the source's values."""
-    node, constants = corrected(alignment, region, chosen)
-    inputs = {t: alignment.target.element_types.get(t, 0) for t in region.feeds}
-    model = assemble(alignment.target.proto, [node], constants, inputs, [t for _, t in region.outputs])
-    try:
-        outputs = Session(model).run({t: recording.feeds[s] for t, s in region.feeds.items()})
-        return measure(recording.outputs, list(outputs.values()))
-    except OnnxFixError as error:
-        return LocalError(broken=str(error))
-
-
-def _guilty_differences(
-    alignment: Alignment, suspect: _Suspect, recording: Recording, noise: LocalError
-) -> tuple[Difference, ...]:
-    """Of several differences, those that make an error by themselves when all others are corrected."""
-    guilty = []
-    for difference in suspect.differences:
-        others = [d for d in suspect.differences if d is not difference]
-        if is_guilty(evaluate_corrected(alignment, suspect.region, others, recording), noise):
-            guilty.append(difference)
-    return tuple(guilty) or suspect.differences

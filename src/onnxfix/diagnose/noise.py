@@ -54,14 +54,15 @@ def _moved(value: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.asarray(value * factors, dtype=value.dtype)
 
 
-def is_guilty(error: LocalError, noise: LocalError) -> bool:
-    """Whether a local error is more than noise can explain.
+def is_guilty(error: LocalError, noise: LocalError, excused: float = 0.0) -> bool:
+    """Whether a local error is more than noise can explain, or the storage type excuses.
 
     The largest difference is judged against the largest noise. Where the region is discontinuous (a floor, an argmax)
     a few elements of noise are as large as any fault; then the root mean squares tell.
     """
     if error.broken:
         return True
-    return error.relative > max(FLOOR, MARGIN * noise.relative) or error.relative_rms > max(
-        FLOOR, MARGIN * noise.relative_rms
+    floor = max(FLOOR, excused)
+    return error.relative > max(floor, MARGIN * noise.relative) or error.relative_rms > max(
+        floor, MARGIN * noise.relative_rms
     )

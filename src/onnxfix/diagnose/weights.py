@@ -45,7 +45,8 @@ def _changed(expected: np.ndarray, actual: np.ndarray) -> str:
             return f"was rounded to {name}"
     if np.allclose(-expected, actual, rtol=1e-5, atol=tolerance):
         return "has the opposite sign"
-    ratio = float(np.vdot(expected, actual) / np.vdot(expected, expected))
+    with np.errstate(all="ignore"):
+        ratio = float(np.vdot(expected, actual) / np.vdot(expected, expected))
     if np.allclose(expected * ratio, actual, rtol=1e-4, atol=10 * tolerance):
         return f"is scaled by {ratio:.6g}"
     wrong = int(np.count_nonzero(~np.isclose(expected, actual, rtol=1e-5, atol=tolerance)))
@@ -54,7 +55,9 @@ def _changed(expected: np.ndarray, actual: np.ndarray) -> str:
 
 
 def _reordered(expected: np.ndarray, actual: np.ndarray) -> tuple[FaultKind, str] | None:
-    if not np.isclose(np.linalg.norm(expected), np.linalg.norm(actual), rtol=1e-5):
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(expected), np.linalg.norm(actual)
+    if not np.isfinite(norms[0]) or not np.isclose(*norms, rtol=1e-5):
         return None
     for axes in permutations(range(expected.ndim)):
         if axes == tuple(range(expected.ndim)) or tuple(expected.shape[k] for k in axes) != actual.shape:

@@ -11,8 +11,9 @@ import onnx
 
 from onnxfix.compare import Accumulator, Comparison
 from onnxfix.diagnose.diagnosis import concluded
-from onnxfix.diagnose.examination import Examination, Progress, evaluate_corrected, examine, in_chunks
+from onnxfix.diagnose.examination import Examination, Progress, examine, in_chunks
 from onnxfix.diagnose.faults import causes
+from onnxfix.diagnose.judging import evaluate_corrected
 from onnxfix.diagnose.noise import is_guilty
 from onnxfix.errors import OnnxFixError
 from onnxfix.frameworks import Framework, adapter
@@ -23,7 +24,6 @@ from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
 from onnxfix.surgeon.patch import Patch, SetParameter
-
 
 
 class Tolerances(TypedDict):

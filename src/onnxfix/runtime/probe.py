@@ -29,6 +29,7 @@ COMPARABLE = frozenset(
         TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
     }
 )  # fmt: skip
+MASKED = 1e30
 STATISTICS = ("max_difference", "mean_square_difference", "max_source", "mean_square_source")
 
 
@@ -78,14 +79,18 @@ def _ratio(difference: float, scale: float) -> float:
 
 
 def measure(source: Sequence[np.ndarray], target: Sequence[np.ndarray]) -> LocalError:
-    """The local error between arrays at hand; NaN equals NaN and infinity equals infinity in the same place."""
+    """The local error between arrays at hand.
+
+    NaN equals NaN and infinity equals infinity in the same place. So does what a mask is filled with: the most
+    negative float, which file formats of fewer bits cannot hold.
+    """
     error = LocalError()
     for s, t in zip(source, target, strict=True):
         if s.shape != t.shape:
             return LocalError(broken=f"its output has shape {list(t.shape)} instead of {list(s.shape)}")
         if s.size == 0:
             continue
-        a, b = s.astype(np.float64), t.astype(np.float64)
+        a, b = saturated(s), saturated(t)
         with np.errstate(all="ignore"):
             difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         difference = np.where(np.isnan(difference), np.inf, difference)
@@ -100,6 +105,12 @@ def measure(source: Sequence[np.ndarray], target: Sequence[np.ndarray]) -> Local
             )
         )
     return error
+
+
+def saturated(values: np.ndarray) -> np.ndarray:
+    """The values in double precision, with all that only a mask is filled with taken for infinite."""
+    wide = values.astype(np.float64)
+    return np.where(np.abs(wide) >= MASKED, np.copysign(np.inf, wide), wide) if values.dtype.kind == "f" else wide
 
 
 class Probe:

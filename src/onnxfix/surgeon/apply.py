@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxfix.align.graph import captured
 from onnxfix.errors import OnnxFixError
 from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetConstant, SetParameter
 
@@ -41,9 +40,7 @@ def apply(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
             case ReplaceRegion():
                 _replace(patched.graph, patch)
                 structural = True
-    if structural:
-        _tidy(patched.graph)
-    return patched
+    return _tidied(patched) if structural else patched
 
 
 def reverted(patch: Patch) -> Patch:
@@ -100,10 +97,10 @@ def _free_name(graph: onnx.GraphProto, name: str) -> str:
 
 
 def _node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
-    for node in graph.node:
-        if node.name == name:
-            return node
-    raise PatchError(f"the graph has no node {name}.")
+    found = {node.name: node for node in graph.node}.get(name)
+    if found is None:
+        raise PatchError(f"the graph has no node {name}.")
+    return found
 
 
 def _set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
@@ -144,24 +141,13 @@ def _output(graph: onnx.GraphProto, slot: int, value: str) -> None:
     graph.node.append(helper.make_node("Identity", [source], [name], f"{name}/repaired"))
 
 
-def _tidy(graph: onnx.GraphProto) -> None:
+def _tidied(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Topological order, nothing dead, no stale shapes."""
-    import networkx as nx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-    makers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
-    edges = nx.DiGraph()
-    edges.add_nodes_from(range(len(graph.node)))
-    for k, node in enumerate(graph.node):
-        edges.add_edges_from((makers[v], k) for v in (*node.input, *captured(node)) if v in makers)
-    live = set()
-    for output in graph.output:
-        if output.name in makers:
-            live |= {makers[output.name], *nx.ancestors(edges, makers[output.name])}
-    nodes = [graph.node[k] for k in nx.lexicographical_topological_sort(edges) if k in live]
-    read = {v for node in nodes for v in (*node.input, *captured(node))} | {o.name for o in graph.output}
-    tensors = [t for t in graph.initializer if t.name in read]
-    for field, kept in ((graph.node, nodes), (graph.initializer, tensors)):
-        copies = [type(item).FromString(item.SerializeToString()) for item in kept]
-        del field[:]
-        field.extend(copies)
-    del graph.value_info[:]
+    del proto.graph.value_info[:]
+    model = ir.from_proto(proto)
+    TopologicalSortPass()(model)
+    RemoveUnusedNodesPass()(model)
+    return ir.to_proto(model)

@@ -1,0 +1,153 @@
+"""Judging regions on recorded values: how far off, how much of it is noise, which difference makes it so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxfix.align import Alignment, Region
+from onnxfix.diagnose.compensation import without_compensations
+from onnxfix.diagnose.differences import Difference, corrected
+from onnxfix.diagnose.finding import Finding, Recording
+from onnxfix.diagnose.noise import is_guilty, noise_floor
+from onnxfix.diagnose.storage import expected_error, is_as_stored
+from onnxfix.errors import OnnxFixError, RuntimeFailure
+from onnxfix.inputs import Chunk
+from onnxfix.model import Model
+from onnxfix.runtime.assembly import assemble
+from onnxfix.runtime.probe import LocalError, measure, piece
+from onnxfix.runtime.session import Session
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A region that differs statically; ``differences`` is empty for a gap."""
+
+    region: Region
+    differences: tuple[Difference, ...]
+
+
+class Judge:
+    """Tells guilt from noise, region by region, on recorded values."""
+
+    def __init__(self, alignment: Alignment, target: Model, chunks: Sequence[Chunk]) -> None:
+        self.alignment, self.target, self.chunks = alignment, target, chunks
+
+    def findings(
+        self, suspects: Sequence[Suspect], errors: Sequence[LocalError], telling: Sequence[tuple[int, list[int]]]
+    ) -> tuple[Finding, ...]:
+        """The guilty among the suspects, the largest error first."""
+        found = []
+        for chunk, members in telling:
+            recordings = record(self.alignment, [suspects[k].region for k in members], self.chunks[chunk].source)
+            for k, recording in zip(members, recordings, strict=True):
+                finding = self._finding(suspects[k], errors[k], recording, chunk)
+                if finding is not None:
+                    found.append(finding)
+        kept = without_compensations(self.alignment, found, self._is_innocent)
+        order = self.alignment.target.order
+        place = {f: min((order[n] for n in f.region.target_nodes), default=0) for f in kept}
+        return tuple(sorted(kept, key=lambda f: (-min(f.error.relative, 1e30), place[f])))
+
+    def _finding(self, suspect: Suspect, error: LocalError, recording: Recording, chunk: int) -> Finding | None:
+        region = suspect.region
+        if suspect.differences and all(self._as_stored(region, d) for d in suspect.differences):
+            return None
+        noise = _noise(self.alignment, region, recording)
+        if error.broken or not np.isfinite(error.relative):
+            error = evaluate_target(self.alignment, region, recording)
+        if not is_guilty(error, noise, self._excused(region)):
+            return None
+        guilty = suspect.differences
+        if len(guilty) > 1:
+            guilty = _guilty_differences(self.alignment, suspect, recording, noise)
+        return Finding(region, guilty, error, noise, recording, chunk)
+
+    def _is_innocent(self, region: Region, chunk: int) -> bool:
+        [recording] = record(self.alignment, [region], self.chunks[chunk].source)
+        error = evaluate_target(self.alignment, region, recording)
+        return not is_guilty(error, _noise(self.alignment, region, recording), self._excused(region))
+
+    def _as_stored(self, region: Region, difference: Difference) -> bool:
+        node = self.alignment.target.nodes[region.target_nodes[0]]
+        if not 0 <= difference.slot < len(node.input):
+            return False
+        return is_as_stored(self.target, node.input[difference.slot], difference.expected, difference.actual)
+
+    def _excused(self, region: Region) -> float:
+        return expected_error(self.target, self.alignment.target, region.target_nodes)
+
+
+def record(
+    alignment: Alignment, chosen: Sequence[Region], feed: Mapping[str, np.ndarray]
+) -> list[Recording]:
+    """Run the source once and keep what enters and leaves the chosen regions."""
+    source = alignment.source
+    wanted: dict[str, None] = {}
+    for region in chosen:
+        wanted.update(dict.fromkeys((*_entering(alignment, region), *(s for s, _ in region.outputs))))
+    computed = [v for v in wanted if v in source.producer]
+    nodes = sorted({n for v in computed for n in source.upstream(v, set())[0]}, key=source.order.__getitem__)
+    values: dict[str, np.ndarray] = {v: source.constant(v) for v in wanted if source.is_constant(v)}
+    values.update((v, feed[v]) for v in wanted if v in source.inputs)
+    if computed:
+        values.update(Session(piece(source, nodes, source.inputs, computed)).run(feed, computed))
+    return [
+        Recording(
+            {v: values[v] for v in _entering(alignment, region)}, tuple(values[s] for s, _ in region.outputs)
+        )
+        for region in chosen
+    ]
+
+
+def _entering(alignment: Alignment, region: Region) -> tuple[str, ...]:
+    """Source values that enter either side's piece of a region."""
+    inside = {o for n in region.source_nodes for o in alignment.source.nodes[n].output}
+    own = (v for n in region.source_nodes for v in alignment.source.operands(n) if v not in inside)
+    return tuple(dict.fromkeys([*region.feeds.values(), *own]))
+
+
+def _noise(alignment: Alignment, region: Region, recording: Recording) -> LocalError:
+    if not region.source_nodes:
+        return LocalError()
+    own = _entering(alignment, region)
+    model = piece(alignment.source, region.source_nodes, own, [s for s, _ in region.outputs])
+    return noise_floor(model, recording.feeds, recording.outputs)
+
+
+def evaluate_target(alignment: Alignment, region: Region, recording: Recording) -> LocalError:
+    """The region's own error on recorded values."""
+    try:
+        model = piece(alignment.target, region.target_nodes, list(region.feeds), [t for _, t in region.outputs])
+        feeds = {t: recording.feeds[s] for t, s in region.feeds.items()}
+        return measure(recording.outputs, list(Session(model).run(feeds).values()))
+    except RuntimeFailure as error:
+        return LocalError(broken=str(error))
+
+
+def evaluate_corrected(
+    alignment: Alignment, region: Region, chosen: Sequence[Difference], recording: Recording
+) -> LocalError:
+    """The error of a matched node in which the chosen differences are set to the source's values."""
+    node, constants = corrected(alignment, region, chosen)
+    inputs = {t: alignment.target.element_types.get(t, 0) for t in region.feeds}
+    model = assemble(alignment.target.proto, [node], constants, inputs, [t for _, t in region.outputs])
+    try:
+        outputs = Session(model).run({t: recording.feeds[s] for t, s in region.feeds.items()})
+        return measure(recording.outputs, list(outputs.values()))
+    except OnnxFixError as error:
+        return LocalError(broken=str(error))
+
+
+def _guilty_differences(
+    alignment: Alignment, suspect: Suspect, recording: Recording, noise: LocalError
+) -> tuple[Difference, ...]:
+    """Of several differences, those that make an error by themselves when all others are corrected."""
+    guilty = []
+    for difference in suspect.differences:
+        others = [d for d in suspect.differences if d is not difference]
+        if is_guilty(evaluate_corrected(alignment, suspect.region, others, recording), noise):
+            guilty.append(difference)
+    return tuple(guilty) or suspect.differences
