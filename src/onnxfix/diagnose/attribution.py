@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,12 @@ from onnxfix.canonical.origins import Origin, evaluate, invert, parameters_of
 from onnxfix.diagnose.differences import close
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
+
+# Kernel layouts in which frameworks store the same convolution: OIHW, HWIO, OHWI, and depthwise forms of them.
+_LAYOUTS: Mapping[int, tuple[tuple[int, ...], ...]] = {
+    4: ((0, 1, 2, 3), (3, 2, 0, 1), (2, 3, 1, 0), (0, 3, 1, 2), (0, 2, 3, 1), (3, 0, 1, 2), (1, 2, 3, 0), (2, 3, 0, 1)),
+    3: ((0, 1, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1), (1, 2, 0)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +38,15 @@ class Attribution:
         value: The value that makes the constants right.
         previous: The value it has.
         constants: The constants it explains.
+        innocent: The source has the parameter just the same: what other ops made of it is wrong, and setting it
+            only makes up for that.
     """
 
     parameter: str
     value: np.ndarray
     previous: np.ndarray
     constants: tuple[WrongConstant, ...]
+    innocent: bool = False
 
 
 def attribute(
@@ -69,7 +78,11 @@ def _explained(source: Model, target: Model, wrong: tuple[WrongConstant, ...]) -
     """The parameter that explains all of some constants, one that the source has otherwise before any other."""
     shared = set.intersection(*(set(_parameters(target, constant)) for constant in wrong))
     suspects = {n for n in shared if any(n in _suspects(source, target, constant) for constant in wrong)}
-    return _first(target, wrong, sorted(suspects)) or _first(target, wrong, sorted(shared - suspects))
+    made = _first(target, wrong, sorted(suspects))
+    if made is None:
+        made = _first(target, wrong, sorted(shared - suspects))
+        return None if made is None else replace(made, innocent=True)
+    return made
 
 
 def _first(target: Model, wrong: tuple[WrongConstant, ...], names: Iterable[str]) -> Attribution | None:
@@ -114,15 +127,17 @@ def _parameters(target: Model, constant: WrongConstant) -> list[str]:
 
 
 def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str]:
-    """Those of the parameters that the source does not have just the same, in whatever layout."""
+    """Those of the parameters that the source does not have just the same, up to a framework's kernel layout."""
     parameters = target.normal_form.parameters
-    known = [_sorted(content) for content in _contents(source, constant.source_name)]
+    known = _contents(source, constant.source_name)
     names = _parameters(target, constant)
-    return [n for n in names if not any(close(k, _sorted(parameters[n])) for k in known)]
+    return [n for n in names if not any(_alike(k, parameters[n]) for k in known)]
 
 
-def _sorted(content: np.ndarray) -> np.ndarray:
-    return np.sort(content, axis=None)
+def _alike(source: np.ndarray, target: np.ndarray) -> bool:
+    if source.ndim != target.ndim or source.size != target.size:
+        return False
+    return any(close(np.transpose(source, axes), target) for axes in _LAYOUTS.get(source.ndim, (range(source.ndim),)))
 
 
 def _contents(source: Model, name: str | None) -> list[np.ndarray]:

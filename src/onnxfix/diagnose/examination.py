@@ -137,8 +137,13 @@ def _adapted(
     own = list(copy.graph.node)
     del copy.graph.node[:]
     copy.graph.node.extend([*before, *own])
+    types = {value.name: value.type.tensor_type.elem_type for value in copy.graph.input}
+    copy.graph.value_info.extend(
+        helper.make_tensor_value_info(node.output[0], types[node.input[0]], None) for node in before
+    )
     for output in copy.graph.output:
         if output.name in moved:
+            copy.graph.value_info.add().CopyFrom(output)
             name = f"{output.name}/moved"
             perm = moved[output.name]
             copy.graph.node.append(helper.make_node("Transpose", [output.name], [name], name, perm=perm))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 
 from onnxfix.align import GraphView, Region
+from onnxfix.canonical.origins import parameters_of
 from onnxfix.diagnose.attribution import Attribution, WrongConstant, attribute
 from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.folding import misfolded
-from onnxfix.diagnose.naming import counterpart, label, node_names, nodes_of_op
+from onnxfix.diagnose.naming import counterpart, label, node_names, nodes_of_op, others_behind
 from onnxfix.diagnose.weights import explain
 from onnxfix.model import Model
 
@@ -62,12 +64,15 @@ def _settings(examination: Examination, finding: Finding) -> Iterator[Cause]:
         elif difference.attribute or difference.slot in SETTINGS.get(node.op_type, ()):
             name = difference.attribute or SETTING_NAMES.get((node.op_type, difference.slot), "operand")
             parameter = name if difference.attribute else _lowered_setting(examination, finding, difference) or name
-            names = nodes_of_op(examination.target, node.name, node.op_type)
+            names = nodes_of_op(
+                examination.target, node.name, node.op_type, unless=(difference.attribute, difference.expected)
+            )
+            moves = (node.op_type, difference.attribute) == ("Transpose", "perm")
             here, actual, expected = label(examination.target, names), difference.actual, difference.expected
             message = f"{name} of {here} is {_short(actual)} instead of {_short(expected)}."
             fault = _fault(
                 finding,
-                FaultKind.HYPERPARAMETERS,
+                FaultKind.TENSOR_LAYOUT if moves else FaultKind.HYPERPARAMETERS,
                 names,
                 nodes_of_op(examination.source, partner.name, partner.op_type),
                 message,
@@ -148,7 +153,10 @@ def _weight(
     folding = misfolded(source, origin, constant.actual)
     if folding:
         kind, how = FaultKind.WEIGHTS, folding
-    names = node_names(target, finding.region.target_nodes, readers_of=[parameter] if parameter else ())
+    names = node_names(target, finding.region.target_nodes, readers_of=_parameters_behind(target, constant, parameter))
+    if attribution is not None and attribution.innocent:
+        node, moving = finding.region.target_nodes[0], kind == FaultKind.TENSOR_LAYOUT
+        names = others_behind(target, node, attribution.parameter, moving=moving) or names
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
     here = label(target, names)
     message = f"{what} of {here} {how}."
@@ -169,6 +177,14 @@ def _weight(
     return Cause(fault, finding, difference, attribution)
 
 
+def _parameters_behind(target: Model, constant: WrongConstant, parameter: str | None) -> tuple[str, ...]:
+    """The guilty parameter, or all that make up a constant where none is guilty by itself."""
+    if parameter is not None:
+        return (parameter,)
+    origin = target.normal_form.origins.get(constant.name)
+    return () if origin is None else parameters_of(origin)
+
+
 def _is_extra_factor(target: Model, attribution: Attribution) -> bool:
     """Whether a wrong parameter is the factor of a Mul or Div that should do nothing."""
     reading = {node.op_type for node in target.proto.graph.node if attribution.parameter in node.input}
@@ -186,7 +202,12 @@ def _gap(examination: Examination, finding: Finding) -> Cause:
     region, alignment = finding.region, examination.alignment
     ours, theirs = _ops(alignment.source, region.source_nodes), _ops(alignment.target, region.target_nodes)
     source_names = node_names(examination.source, region.source_nodes)
-    if theirs:
+    extra, missing = _unmatched(ours, theirs)
+    if extra and len(extra) < len(theirs):
+        names = node_names(examination.target, [region.target_nodes[k] for k in extra])
+        ours, theirs = tuple(ours[k] for k in missing), tuple(theirs[k] for k in extra)
+        source_names = node_names(examination.source, [region.source_nodes[k] for k in missing])
+    elif theirs:
         # The node that makes the result comes first: converters give it the name of the op they spelled out.
         names = node_names(examination.target, reversed(region.target_nodes))
     else:
@@ -202,6 +223,14 @@ def _gap(examination: Examination, finding: Finding) -> Cause:
         actual=theirs,
     )
     return Cause(fault, finding)
+
+
+def _unmatched(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Positions of the target's ops, and of the source's, that have no counterpart in the other sequence."""
+    matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
+    both = [(block.a + k, block.b + k) for block in matcher.get_matching_blocks() for k in range(block.size)]
+    mine, yours = {a for a, _ in both}, {b for _, b in both}
+    return [k for k in range(len(theirs)) if k not in yours], [k for k in range(len(ours)) if k not in mine]
 
 
 def _gap_message(ours: tuple[str, ...], theirs: tuple[str, ...], here: str, there: str) -> str:

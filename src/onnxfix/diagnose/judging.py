@@ -104,17 +104,21 @@ def record(
 
 def _entering(alignment: Alignment, region: Region) -> tuple[str, ...]:
     """Source values that enter either side's piece of a region."""
+    return tuple(dict.fromkeys([*region.feeds.values(), *_entering_source(alignment, region)]))
+
+
+def _entering_source(alignment: Alignment, region: Region) -> tuple[str, ...]:
     inside = {o for n in region.source_nodes for o in alignment.source.nodes[n].output}
     own = (v for n in region.source_nodes for v in alignment.source.operands(n) if v not in inside)
-    return tuple(dict.fromkeys([*region.feeds.values(), *own]))
+    return tuple(dict.fromkeys(own))
 
 
 def _noise(alignment: Alignment, region: Region, recording: Recording) -> LocalError:
     if not region.source_nodes:
         return LocalError()
-    own = _entering(alignment, region)
+    own = _entering_source(alignment, region)
     model = piece(alignment.source, region.source_nodes, own, [s for s, _ in region.outputs])
-    return noise_floor(model, recording.feeds, recording.outputs)
+    return noise_floor(model, {v: recording.feeds[v] for v in own}, recording.outputs)
 
 
 def evaluate_target(alignment: Alignment, region: Region, recording: Recording) -> LocalError:

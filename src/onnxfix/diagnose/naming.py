@@ -23,18 +23,48 @@ def node_names(model: Model, canonical: Iterable[str], *, readers_of: Iterable[s
     lowered: dict[str, None] = {}
     provenance = model.normal_form.provenance
     for name in canonical:
-        behind = provenance.get(name, ())
+        if name not in provenance:
+            continue  # a node put in at the boundary, for the sake of comparison
+        behind = provenance[name]
         chosen = [n for n in _readers(model, readers_of) if n in behind] or _like(model, name, behind) or [name]
         lowered.update(dict.fromkeys(chosen))
     layers = dict.fromkeys(model.layers[n] for n in lowered if n in model.layers)
     return tuple(dict.fromkeys((*lowered, *layers)))
 
 
-def nodes_of_op(model: Model, canonical: str, op: str) -> tuple[str, ...]:
-    """The lowered nodes of one op type behind a canonical node, then their layers; its primary node if none is."""
-    ops = {node.name: node.op_type for node in model.proto.graph.node}
+def nodes_of_op(
+    model: Model, canonical: str, op: str, *, unless: tuple[str, object] = ("", None)
+) -> tuple[str, ...]:
+    """The lowered nodes of one op type behind a canonical node, then their layers; its primary node if none is.
+
+    Args:
+        model: The model.
+        canonical: The canonical node.
+        op: The op type.
+        unless: An attribute and the value it should have; nodes that have it are left out where others have not.
+    """
+    nodes = {node.name: node for node in model.proto.graph.node}
     behind = model.normal_form.provenance.get(canonical, ())
-    chosen = [n for n in behind if ops.get(n) == op] or list(behind[:1]) or [canonical]
+    chosen = [n for n in behind if n in nodes and nodes[n].op_type == op]
+    name, value = unless
+    wrong = [n for n in chosen if attributes(nodes[n]).get(name) != value] if name else []
+    chosen = wrong or chosen or list(behind[:1]) or [canonical]
+    return tuple(dict.fromkeys((*chosen, *(model.layers[n] for n in chosen if n in model.layers))))
+
+
+def others_behind(model: Model, canonical: str, parameter: str, *, moving: bool) -> tuple[str, ...]:
+    """The lowered nodes behind a canonical one, other than the readers of a parameter.
+
+    Args:
+        model: The model.
+        canonical: The canonical node.
+        parameter: The parameter.
+        moving: Whether those that only move elements are meant, or the others.
+    """
+    behind = model.normal_form.provenance.get(canonical, ())
+    reading = {node.name for node in model.proto.graph.node if parameter in node.input}
+    movers = {node.name for node in model.proto.graph.node if node.op_type in ("Transpose", "Reshape")}
+    chosen = [n for n in behind if n not in reading and (n in movers) == moving]
     return tuple(dict.fromkeys((*chosen, *(model.layers[n] for n in chosen if n in model.layers))))
 
 

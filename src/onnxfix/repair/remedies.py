@@ -6,7 +6,7 @@ change (a missing op, a pad that the canonicalizer folded), the same change is m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,13 +145,11 @@ def _canonical(alignment: Alignment, finding: Finding, prefix: str) -> Iterator[
             yield SetConstant(name or "", np.asarray(difference.expected), np.asarray(difference.actual))
         return
     made, read = corrected(alignment, region, finding.differences)
-    outputs = {t: prefix + t for _, t in region.outputs}
     brought = {v: prefix + v for v in read if not target.is_constant(v)}
     yield ReplaceRegion(
         removed=region.target_nodes,
-        added=(renamed(made, {**outputs, **brought}, prefix),),
+        added=(renamed(made, brought),),
         constants={brought[v]: _array(c) for v, c in read.items() if v in brought},
-        rewired=_everywhere(alignment, outputs),
     )
 
 
@@ -197,15 +195,6 @@ def _transplant(alignment: Alignment, region: Region, prefix: str) -> ReplaceReg
     return ReplaceRegion(
         region.target_nodes, tuple(renamed(node, names, prefix) for node in own), constants, rewired
     )
-
-
-def _everywhere(alignment: Alignment, outputs: Mapping[str, str]) -> dict[tuple[str, int], str]:
-    """Let all readers of some values read others."""
-    rewired = {}
-    for old, new in outputs.items():
-        rewired.update({(node, slot): new for node, slot in alignment.target.consumers.get(old, ()) if slot >= 0})
-        rewired.update({("", k): new for k, name in enumerate(alignment.target.outputs) if name == old})
-    return rewired
 
 
 def _array(constant: Constant) -> np.ndarray:

@@ -129,6 +129,8 @@ def _treated(
             working.append(remedy)
     if not working:
         return target, target.canonical, (), tuple(left)
+    # Gaps come last: they rewire operands of nodes that may themselves have been exchanged.
+    working.sort(key=lambda remedy: not remedy.finding.region.matched)
     canonical = apply(target.canonical, (p for r in working for p in r.canonical or ()))
     if all(remedy.lowered is not None for remedy in working):
         patches = _merged(p for r in working for p in r.lowered or ())

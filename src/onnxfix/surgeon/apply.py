@@ -97,7 +97,7 @@ def _free_name(graph: onnx.GraphProto, name: str) -> str:
 
 
 def _node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
-    found = {node.name: node for node in graph.node}.get(name)
+    found: onnx.NodeProto | None = {node.name: node for node in graph.node}.get(name)
     if found is None:
         raise PatchError(f"the graph has no node {name}.")
     return found
@@ -112,7 +112,14 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
 
 
 def _replace(graph: onnx.GraphProto, patch: ReplaceRegion) -> None:
-    """Rewire to the added nodes; what nothing reads any more goes when the graph is tidied."""
+    """Put the added nodes in and rewire to them; what nothing reads any more goes when the graph is tidied.
+
+    A node that makes a value that the graph already has takes its maker's place.
+    """
+    made = {o for node in patch.added for o in node.output if o}
+    kept = [node for node in graph.node if not made.intersection(node.output)]
+    del graph.node[:]
+    graph.node.extend([*kept, *patch.added])
     graph.initializer.extend(
         numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in patch.constants.items()
     )
@@ -121,7 +128,6 @@ def _replace(graph: onnx.GraphProto, patch: ReplaceRegion) -> None:
             _read(_node(graph, reader), slot, value)
         else:
             _output(graph, slot, value)
-    graph.node.extend(patch.added)
 
 
 def _read(node: onnx.NodeProto, slot: int, value: str) -> None:

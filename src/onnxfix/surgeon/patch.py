@@ -104,7 +104,8 @@ class ReplaceRegion:
 
     Attributes:
         removed: Target nodes that go, as far as nothing else reads them.
-        added: The nodes put in, in topological order.
+        added: The nodes put in, in topological order. One that makes a value of the target's takes the place of the
+            node that made it, and all that reads the value follows.
         constants: Initializers that they bring with them.
         rewired: (reader, operand) -> value that it now reads; the reader "" stands for the graph's outputs.
     """
