@@ -17,6 +17,11 @@ from onnxfix.runtime.probe import saturated
 # Folding a batch norm in another order changes a weight by a few units in the last place.
 ULPS = 4 * float(np.finfo(np.float32).eps)
 
+REDUCTIONS = (
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
+    "ReduceLogSum", "ReduceLogSumExp",
+)  # fmt: skip
+
 # Operands that say how an op works rather than what it has learned: op -> operand slots.
 SETTINGS: Mapping[str, frozenset[int]] = {
     "Clip": frozenset({1, 2}),
@@ -34,10 +39,7 @@ SETTINGS: Mapping[str, frozenset[int]] = {
     "Unsqueeze": frozenset({1}),
     "Dropout": frozenset({1, 2}),
     "Trilu": frozenset({1}),
-    **dict.fromkeys(
-        ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
-        frozenset({1}),
-    ),
+    **dict.fromkeys(REDUCTIONS, frozenset({1})),
 }
 SETTING_NAMES: Mapping[tuple[str, int], str] = {
     ("Clip", 1): "min",
@@ -56,6 +58,14 @@ SETTING_NAMES: Mapping[tuple[str, int], str] = {
     ("TopK", 1): "k",
     ("OneHot", 1): "depth",
     ("OneHot", 2): "values",
+    ("Expand", 1): "shape",
+    ("Tile", 1): "repeats",
+    ("Split", 1): "split",
+    ("CumSum", 1): "axis",
+    ("Dropout", 1): "ratio",
+    ("Dropout", 2): "training_mode",
+    ("Trilu", 1): "k",
+    **{(op, 1): "axes" for op in ("Squeeze", "Unsqueeze", *REDUCTIONS)},
 }
 
 
@@ -125,6 +135,10 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
         return np.array_equal(a, b)
     if a.tobytes() == b.tobytes():
         return True
+    with np.errstate(all="ignore"):
+        peak = float(np.abs(a).max(initial=0.0))
+        if np.isfinite(peak) and np.all(np.abs(a - b) <= ULPS * np.abs(b) + ULPS / 4 * peak):
+            return True
     x, y = saturated(a), saturated(b)
     peak = float(np.abs(x).max(initial=0.0, where=np.isfinite(x)))
     return bool(np.allclose(x, y, rtol=ULPS, atol=ULPS / 4 * peak, equal_nan=True))

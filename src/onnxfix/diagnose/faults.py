@@ -96,6 +96,8 @@ def _exchanged(examination: Examination, finding: Finding, difference: Differenc
     bounds = {difference.expected, difference.actual} <= {"Relu", "Clip"}
     kind = FaultKind.HYPERPARAMETERS if bounds else FaultKind.GRAPH
     what = "has other bounds than" if bounds else "replaces"
+    if difference.expected == difference.actual:
+        what = "has another body than"
     fault = _fault(
         finding,
         kind,
@@ -146,9 +148,9 @@ def _weight(
     kind, how = explain(constant.expected, constant.actual)
     expected, actual = constant.expected, constant.actual
     parameter = None if attribution is None else attribution.parameter
-    if attribution is not None and len(attribution.constants) == 1:
+    if attribution is not None:
         expected, actual = attribution.value, attribution.previous
-        if explain(expected, actual)[0] == kind:
+        if len(attribution.constants) == 1 and explain(expected, actual)[0] == kind:
             how = explain(expected, actual)[1]
     folding = misfolded(source, origin, constant.actual)
     if folding:

@@ -49,6 +49,9 @@ def _changed(expected: np.ndarray, actual: np.ndarray) -> str:
         ratio = float(np.vdot(expected, actual) / np.vdot(expected, expected))
     if np.allclose(expected * ratio, actual, rtol=1e-4, atol=10 * tolerance):
         return f"is scaled by {ratio:.6g}"
+    lost = int(np.count_nonzero(np.isfinite(expected) & ~np.isfinite(actual)))
+    if lost:
+        return f"is not finite in {lost} of {expected.size} values"
     wrong = int(np.count_nonzero(~np.isclose(expected, actual, rtol=1e-5, atol=tolerance)))
     largest = float(np.abs(expected - actual).max())
     return f"differs in {wrong} of {expected.size} values by up to {largest:.3g}"

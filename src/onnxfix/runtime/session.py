@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import EncodeError
 
 from onnxfix.errors import InputError, RuntimeFailure
-
-_PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 class Session:
@@ -69,12 +68,21 @@ class Session:
 
 def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
-    if proto.ByteSize() < _PROTOBUF_LIMIT:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    content = _serialized(proto)
+    if content is not None:
+        return ort.InferenceSession(content, options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(proto, os.fspath(path), save_as_external_data=True, location="weights.bin")
         return ort.InferenceSession(os.fspath(path), options, providers=providers)
+
+
+def _serialized(proto: onnx.ModelProto) -> bytes | None:
+    """The model as bytes; None where it is larger than the 2 GB of a protobuf (asking first costs as much again)."""
+    try:
+        return proto.SerializeToString()
+    except (ValueError, EncodeError):
+        return None
 
 
 def _first_line(error: Exception) -> str:
