@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -18,6 +18,9 @@ from onnxfix.canonical.coloring import (
 )
 from onnxfix.canonical.matching import Matcher
 from onnxfix.canonical.topology import Operand, Topology, Vertex, same_layout, topology, without_adapters
+
+if TYPE_CHECKING:
+    from onnxfix.model import Model
 
 _VERSION = b"onnxfix normal form 1"
 
@@ -63,10 +66,40 @@ def is_isomorphic(a: Any, b: Any, weights: bool = True, rtol: float = 1e-4, atol
         >>> onnxfix.is_isomorphic("net.keras", "net.tflite")                              # doctest: +SKIP
         True
     """
-    first, second = topology(_canonical(a)), topology(_canonical(b))
+    from onnxfix.model import load
+
+    one, two = load(a), load(b)
+    first, second = topology(one.canonical), topology(two.canonical)
     if _fingerprint(first, weights) == _fingerprint(second, weights):
         return True
-    return isomorphic(first, second, weights=weights, rtol=rtol, atol=atol)
+    if isomorphic(first, second, weights=weights, rtol=rtol, atol=atol):
+        return True
+    bound = _of_one_batch(one, two, first, second)
+    return bound is not None and isomorphic(*bound, weights=weights, rtol=rtol, atol=atol)
+
+
+def _of_one_batch(one: Model, two: Model, first: Topology, second: Topology) -> tuple[Topology, Topology] | None:
+    """Both models with the batch that one of them fixes; None where that changes neither.
+
+    A known batch lets shapes be known that are computed otherwise, and dimensions of size one be moved freely.
+    """
+    from onnxfix.canonical.pipeline import normal_form
+
+    batches = [_batch(graph) for graph in (first, second)]
+    fixed = next((batch for batch in batches if isinstance(batch, int)), None)
+    if fixed is None or all(isinstance(batch, int) for batch in batches):
+        return None
+    graphs = [
+        graph if isinstance(batch, int) else topology(normal_form(model.proto, batch=fixed).proto)
+        for model, graph, batch in zip((one, two), (first, second), batches, strict=True)
+    ]
+    return graphs[0], graphs[1]
+
+
+def _batch(graph: Topology) -> int | str | None:
+    """The first dimension that all inputs share; None if they do not, or it is unknown."""
+    found = {spec.shape[0] if spec.shape else None for spec in graph.inputs}
+    return found.pop() if len(found) == 1 else None
 
 
 def isomorphic(first: Topology, second: Topology, *, weights: bool, rtol: float, atol: float) -> bool:

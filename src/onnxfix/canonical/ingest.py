@@ -43,17 +43,23 @@ class LoweredParameters(Mapping[str, np.ndarray]):
         return len(self._tensors) + len(self._constants)
 
 
-def ingest(proto: onnx.ModelProto) -> ir.Model:
+def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
     """Build the intermediate form of a lowered model, which is left unchanged.
 
     Functions are inlined; initializers and Constant nodes of the main graph become constants whose origin is the
     parameter of their name; initializers listed among the inputs stop being inputs.
+
+    Args:
+        proto: The lowered model.
+        batch: What a symbolic first dimension of the inputs is to be; None leaves it symbolic.
 
     Raises:
         CanonicalizationError: the model calls its functions in a cycle, or a function cannot be inlined.
     """
     model = ir.serde.deserialize_model(proto)
     _rename_symbols(model.graph)
+    if batch is not None:
+        _bind_batch(model.graph, batch)
     model.graph.meta[DECLARED] = [(output.type, output.shape) for output in model.graph.outputs]
     _stamp(model)
     _inline(model)
@@ -81,6 +87,20 @@ def _rename_symbols(graph: ir.Graph) -> None:
         if value.shape is not None:
             value.shape = ir.Shape(
                 [names.get(d.value, d.value) if isinstance(d, ir.SymbolicDim) and d.value else d for d in value.shape]
+            )
+
+
+def _bind_batch(graph: ir.Graph, batch: int) -> None:
+    """Replace symbolic first dimensions of the inputs by a number, wherever their symbols occur."""
+    symbols: set[str] = set()
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim):
+            symbols |= {name for name in (value.shape[0].value,) if name}
+            value.shape = ir.Shape([batch, *value.shape[1:]])
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None and any(isinstance(d, ir.SymbolicDim) and d.value in symbols for d in value.shape):
+            value.shape = ir.Shape(
+                [batch if isinstance(d, ir.SymbolicDim) and d.value in symbols else d for d in value.shape]
             )
 
 

@@ -107,12 +107,13 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
     )
 
 
-def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None) -> NormalForm:
+def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None, batch: int | None = None) -> NormalForm:
     """Bring a lowered model into normal form.
 
     Args:
         proto: The lowered model, weights included; it is left unchanged.
         check: Inputs on which to run both models and compare; None trusts the passes.
+        batch: What a symbolic first dimension of the inputs is to be, to compare with a model where it is fixed.
 
     Returns:
         The normal form.
@@ -120,7 +121,7 @@ def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None) -> Normal
     Raises:
         CanonicalizationError: the passes do not settle, the model cannot be read, or the check fails.
     """
-    model = ingest(proto)
+    model = ingest(proto, batch)
     infer_graph(model, trust=False)
     UnifyOpset()(model)
     _settle(model)
