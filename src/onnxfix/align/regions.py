@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from onnxfix.align.alignment import Alignment
-from onnxfix.align.graph import COMMUTATIVE, GraphView
+from onnxfix.align.graph import COMMUTATIVE, GraphView, captured
 
 # Commutative ops of more operands than this keep their order.
 PERMUTED_OPERANDS = 6
@@ -105,6 +105,9 @@ def _node_region(alignment: Alignment, ours: str, theirs: str, operands: Mapping
         s = a.input[own] if own < len(a.input) else ""
         if t and s and not alignment.target.is_constant(t):
             feeds[t] = s
+    for s, t in zip(captured(a), captured(b), strict=False):
+        if not alignment.target.is_constant(t):
+            feeds[t] = alignment.values.get(t, s)
     outputs = tuple((s, t) for s, t in zip(a.output, b.output, strict=True) if s and t)
     return Region((ours,), (theirs,), feeds, outputs, (), operands)
 

@@ -15,6 +15,8 @@ from onnxfix.diagnose.finding import Finding
 REACH = 3
 # A cluster that needs more target nodes than this is a model of its own, not a moved op.
 LIMIT = 200
+# Clusters of more findings are taken whole or not at all: searching their parts costs the square of runs.
+SEARCHED = 6
 
 Judge = Callable[[Region, int], bool]
 
@@ -31,10 +33,24 @@ def without_compensations(
     """
     dropped: set[Finding] = set()
     for cluster in _clusters(alignment, findings):
-        joint = joined(alignment, [finding.region for finding in cluster])
-        if joint is not None and is_innocent(joint, cluster[0].chunk):
-            dropped.update(cluster)
+        for run in _runs(alignment, cluster):
+            if not dropped.isdisjoint(run):
+                continue
+            joint = joined(alignment, [finding.region for finding in run])
+            if joint is not None and is_innocent(joint, run[0].chunk):
+                dropped.update(run)
     return tuple(f for f in findings if f not in dropped)
+
+
+def _runs(alignment: Alignment, cluster: list[Finding]) -> list[list[Finding]]:
+    """The whole cluster, then what stands next to each other in it: a fault beside a moved op stays one."""
+    if len(cluster) > SEARCHED:
+        return [cluster]
+    order = alignment.target.order
+    place = {f: min((order[n] for n in _touched(alignment, f.region)[0]), default=0) for f in cluster}
+    line = sorted(cluster, key=place.__getitem__)
+    parts = [line[k : k + size] for size in range(2, len(line)) for k in range(len(line) - size + 1)]
+    return [line, *parts]
 
 
 def _clusters(alignment: Alignment, findings: Sequence[Finding]) -> list[list[Finding]]:

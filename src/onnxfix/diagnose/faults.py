@@ -17,7 +17,7 @@ from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.folding import misfolded
-from onnxfix.diagnose.naming import counterpart, label, node_names, nodes_of_op, others_behind
+from onnxfix.diagnose.naming import counterpart, label, last_names, node_names, nodes_of_op, others_behind
 from onnxfix.diagnose.weights import explain
 from onnxfix.model import Model
 
@@ -213,7 +213,8 @@ def _gap(examination: Examination, finding: Finding) -> Cause:
         # The node that makes the result comes first: converters give it the name of the op they spelled out.
         names = node_names(examination.target, reversed(region.target_nodes))
     else:
-        names = node_names(examination.target, _beside(examination, region, after=bool(ours)))
+        beside = _beside(examination, region, after=bool(ours))
+        names = last_names(examination.target, beside) if ours else node_names(examination.target, beside)
     moved = {*ours, *theirs} <= LAYOUT_OPS and bool(ours or theirs)
     fault = _fault(
         finding,

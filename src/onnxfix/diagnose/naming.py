@@ -10,6 +10,9 @@ from onnxfix.align.graph import attributes
 from onnxfix.canonical.origins import Origin, Parameter, parameters_of
 from onnxfix.model import Model
 
+# Ops that compute nothing.
+MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Constant"})
+
 
 def node_names(model: Model, canonical: Iterable[str], *, readers_of: Iterable[str] = ()) -> tuple[str, ...]:
     """Names of canonical nodes in the lowered graph, then in the framework.
@@ -50,6 +53,19 @@ def nodes_of_op(
     wrong = [n for n in chosen if attributes(nodes[n]).get(name) != value] if name else []
     chosen = wrong or chosen or list(behind[:1]) or [canonical]
     return tuple(dict.fromkeys((*chosen, *(model.layers[n] for n in chosen if n in model.layers))))
+
+
+def last_names(model: Model, canonical: Iterable[str]) -> tuple[str, ...]:
+    """The last lowered node that computes something behind each canonical node, then their layers.
+
+    Where an op is missing after a convolution with its batch norm folded in, it is missing after the batch norm.
+    """
+    order = {node.name: k for k, node in enumerate(model.proto.graph.node) if node.op_type not in MOVERS}
+    last: list[str] = []
+    for name in canonical:
+        behind = [n for n in model.normal_form.provenance.get(name, ()) if n in order]
+        last.extend([max(behind, key=order.__getitem__)] if behind else node_names(model, [name]))
+    return tuple(dict.fromkeys((*last, *(model.layers[n] for n in last if n in model.layers))))
 
 
 def others_behind(model: Model, canonical: str, parameter: str, *, moving: bool) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes, renamed
 from onnxfix.canonical.origins import invert, parameters_of
-from onnxfix.diagnose.differences import SETTINGS, Difference, corrected
+from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference, corrected
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.faults import Cause
 from onnxfix.diagnose.finding import Finding
@@ -88,7 +88,8 @@ def _lowered(examination: Examination, finding: Finding, cause: Cause) -> Patch 
     if difference.attribute:
         return _lowered_attribute(target, node, difference)
     if difference.slot in SETTINGS.get(node.op_type, ()) and difference.slot < len(node.input):
-        return _lowered_setting(examination, finding, node.input[difference.slot], difference)
+        setting = _lowered_setting(examination, finding, node.input[difference.slot], difference)
+        return setting or _setting_as_attribute(target, node, difference)
     return None
 
 
@@ -115,6 +116,15 @@ def _lowered_attribute(target: Model, node: onnx.NodeProto, difference: Differen
     if actual != difference.actual:
         return None
     return SetAttribute(same[0].name, difference.attribute, difference.expected, actual)
+
+
+def _setting_as_attribute(target: Model, node: onnx.NodeProto, difference: Difference) -> SetAttribute | None:
+    """The attribute by which older opsets spell an operand (the axes of a reduction)."""
+    name = SETTING_NAMES.get((node.op_type, difference.slot), "")
+    if not name or difference.expected is None or difference.actual is None:
+        return None
+    expected, actual = np.asarray(difference.expected).tolist(), np.asarray(difference.actual).tolist()
+    return _lowered_attribute(target, node, Difference(False, name, -1, expected, actual))
 
 
 def _lowered_setting(

@@ -133,7 +133,7 @@ def _treated(
     working.sort(key=lambda remedy: not remedy.finding.region.matched)
     canonical = apply(target.canonical, (p for r in working for p in r.canonical or ()))
     if all(remedy.lowered is not None for remedy in working):
-        patches = _merged(p for r in working for p in r.lowered or ())
+        patches = tuple(_in_place(p, target) for p in _merged(p for r in working for p in r.lowered or ()))
         return _patched(target, patches), canonical, patches, tuple(left)
     patches = tuple(p for r in working for p in r.canonical or ())
     return Model(canonical, Framework.ONNX, canonical), canonical, patches, tuple(left)
@@ -162,6 +162,14 @@ def _merged(patches: Iterable[Patch]) -> tuple[Patch, ...]:
         if isinstance(first, SetParameter) and isinstance(patch, SetParameter):
             kept[twin] = replace(first, readers=tuple(dict.fromkeys((*first.readers, *patch.readers))))
     return tuple(kept)
+
+
+def _in_place(patch: Patch, target: Model) -> Patch:
+    """Readers are named only where others keep the old value; else the parameter itself changes."""
+    if not isinstance(patch, SetParameter) or not patch.readers:
+        return patch
+    reading = {node.name for node in target.proto.graph.node if patch.name in node.input}
+    return replace(patch, readers=()) if reading <= set(patch.readers) else patch
 
 
 def _same_wish(a: Patch, b: Patch) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -126,8 +126,8 @@ def _replace(graph: onnx.GraphProto, patch: ReplaceRegion) -> None:
     for (reader, slot), value in patch.rewired.items():
         if reader:
             _read(_node(graph, reader), slot, value)
-        else:
-            _output(graph, slot, value)
+    wanted = {slot: value for (reader, slot), value in patch.rewired.items() if not reader}
+    _set_outputs(graph, {graph.output[slot].name: value for slot, value in wanted.items()})
 
 
 def _read(node: onnx.NodeProto, slot: int, value: str) -> None:
@@ -136,15 +136,14 @@ def _read(node: onnx.NodeProto, slot: int, value: str) -> None:
     node.input[slot] = value
 
 
-def _output(graph: onnx.GraphProto, slot: int, value: str) -> None:
-    """Let a graph output be another value, under its own name."""
-    name = graph.output[slot].name
-    aside = f"{name}/replaced"
+def _set_outputs(graph: onnx.GraphProto, wanted: Mapping[str, str]) -> None:
+    """Let graph outputs be other values, under their own names; two of them may change places."""
+    aside = {name: f"{name}/replaced" for name in wanted}
     for node in graph.node:
-        node.output[:] = [aside if o == name else o for o in node.output]
-        node.input[:] = [aside if i == name else i for i in node.input]
-    source = aside if value == name else value
-    graph.node.append(helper.make_node("Identity", [source], [name], f"{name}/repaired"))
+        node.output[:] = [aside.get(o, o) for o in node.output]
+        node.input[:] = [aside.get(i, i) for i in node.input]
+    for name, value in wanted.items():
+        graph.node.append(helper.make_node("Identity", [aside.get(value, value)], [name], f"{name}/repaired"))
 
 
 def _tidied(proto: onnx.ModelProto) -> onnx.ModelProto:
