@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxfix.canonical.identity import fingerprint, is_isomorphic
+    from onnxfix.canonical.legalization.legalizing import legalize
     from onnxfix.canonical.pipeline import NormalForm, canonicalize, normal_form
 
-__all__ = ["NormalForm", "canonicalize", "fingerprint", "is_isomorphic", "normal_form"]
+__all__ = ["NormalForm", "canonicalize", "fingerprint", "is_isomorphic", "legalize", "normal_form"]
 
 _HOME = {
     "NormalForm": "onnxfix.canonical.pipeline",
     "canonicalize": "onnxfix.canonical.pipeline",
     "fingerprint": "onnxfix.canonical.identity",
     "is_isomorphic": "onnxfix.canonical.identity",
+    "legalize": "onnxfix.canonical.legalization.legalizing",
     "normal_form": "onnxfix.canonical.pipeline",
 }
 
