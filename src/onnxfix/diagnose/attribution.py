@@ -50,43 +50,66 @@ class Attribution:
 
 
 def attribute(
-    source: Model, target: Model, wrong: Iterable[WrongConstant]
+    source: Model, target: Model, wrong: Iterable[WrongConstant], right: Iterable[str] = ()
 ) -> tuple[tuple[Attribution, ...], tuple[WrongConstant, ...]]:
     """Explain wrong constants of one node by as few parameters as possible.
 
     One parameter behind all of them comes first (a batch norm's scale makes both kernel and bias wrong); else each
-    constant gets a parameter of its own. Parameters that agree with the source's are not suspected.
+    constant gets a parameter of its own, the earlier ones taken as set right. Parameters that agree with the source's
+    are not suspected.
+
+    Args:
+        source: The source.
+        target: The target.
+        wrong: The wrong constants of the node.
+        right: Names of its other constants, which must stay as they are.
 
     Returns:
         The attributions, and the constants that no parameter can make right.
     """
     wrong = tuple(wrong)
-    single = _explained(source, target, wrong) if len(wrong) > 1 else None
+    form = target.normal_form
+    kept = [(name, evaluate(form.origins[name], form.parameters)) for name in right if name in form.origins]
+    single = _explained(source, _State(target, form.parameters, tuple(kept)), wrong) if len(wrong) > 1 else None
     if single is not None:
         return (single,), ()
-    found, left = [], []
+    found: list[Attribution] = []
+    left = []
+    parameters = dict(form.parameters)
     for constant in wrong:
-        made = _explained(source, target, (constant,))
+        made = _explained(source, _State(target, parameters, tuple(kept)), (constant,))
         if made is None:
             left.append(constant)
         else:
             found.append(made)
+            parameters[made.parameter] = made.value
+            kept.append((constant.name, constant.expected))
     return tuple(found), tuple(left)
 
 
-def _explained(source: Model, target: Model, wrong: tuple[WrongConstant, ...]) -> Attribution | None:
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A target in the middle of an explanation: its parameters as set right so far, and constants that must stay."""
+
+    target: Model
+    parameters: Mapping[str, np.ndarray]
+    kept: tuple[tuple[str, np.ndarray], ...]
+
+
+def _explained(source: Model, state: _State, wrong: tuple[WrongConstant, ...]) -> Attribution | None:
     """The parameter that explains all of some constants, one that the source has otherwise before any other."""
+    target = state.target
     shared = set.intersection(*(set(_parameters(target, constant)) for constant in wrong))
     suspects = {n for n in shared if any(n in _suspects(source, target, constant) for constant in wrong)}
-    made = _first(target, wrong, sorted(suspects))
+    made = _first(state, wrong, sorted(suspects))
     if made is None:
-        made = _first(target, wrong, sorted(shared - suspects))
+        made = _first(state, wrong, sorted(shared - suspects))
         return None if made is None else replace(made, innocent=True)
     return made
 
 
-def _first(target: Model, wrong: tuple[WrongConstant, ...], names: Iterable[str]) -> Attribution | None:
-    solved = [s for s in (_solve(target, wrong, name) for name in names) if s is not None]
+def _first(state: _State, wrong: tuple[WrongConstant, ...], names: Iterable[str]) -> Attribution | None:
+    solved = [s for s in (_solve(state, wrong, name) for name in names) if s is not None]
     return min(solved, key=_implausibility, default=None)
 
 
@@ -97,18 +120,18 @@ def _implausibility(made: Attribution) -> tuple[bool, float]:
     return scale > 0, change / scale if scale > 0 else 0.0
 
 
-def _solve(target: Model, wrong: tuple[WrongConstant, ...], name: str) -> Attribution | None:
-    form = target.normal_form
-    parameters = form.parameters
+def _solve(state: _State, wrong: tuple[WrongConstant, ...], name: str) -> Attribution | None:
+    origins = state.target.normal_form.origins
+    goals = [(constant.name, constant.expected) for constant in wrong]
+    goals += [(kept, content) for kept, content in state.kept if name in parameters_of(origins[kept])]
     try:
-        value = invert(form.origins[wrong[0].name], name, wrong[0].expected, parameters)
-        changed = {**{n: parameters[n] for c in wrong for n in parameters_of(form.origins[c.name])}, name: value}
-        for constant in wrong:
-            if not _agrees(evaluate(form.origins[constant.name], changed), constant.expected):
-                return None
+        value = invert(origins[wrong[0].name], name, wrong[0].expected, state.parameters)
+        changed = {n: state.parameters[n] for goal, _ in goals for n in parameters_of(origins[goal])} | {name: value}
+        if not all(_agrees(evaluate(origins[goal], changed), content) for goal, content in goals):
+            return None
     except CanonicalizationError:
         return None
-    return Attribution(name, value, parameters[name], wrong)
+    return Attribution(name, value, state.parameters[name], wrong)
 
 
 def _agrees(value: np.ndarray, expected: np.ndarray) -> bool:

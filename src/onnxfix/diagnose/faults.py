@@ -118,7 +118,8 @@ def _wrong_constants(examination: Examination, finding: Finding) -> Iterator[Cau
     for difference in finding.differences:
         if difference.slot >= 0 and difference.slot not in SETTINGS.get(node.op_type, ()):
             wrong[_wrong(examination, finding.region, difference)] = difference
-    made, left = attribute(examination.source, examination.target, wrong)
+    right = {v for v in node.input if v and target.is_constant(v)} - {constant.name for constant in wrong}
+    made, left = attribute(examination.source, examination.target, wrong, sorted(right))
     for attribution in made:
         first = attribution.constants[0]
         yield _weight(examination, finding, wrong[first], first, attribution)
@@ -150,7 +151,7 @@ def _weight(
     parameter = None if attribution is None else attribution.parameter
     if attribution is not None:
         expected, actual = attribution.value, attribution.previous
-        if len(attribution.constants) == 1 and explain(expected, actual)[0] == kind:
+        if explain(expected, actual)[0] == kind:
             how = explain(expected, actual)[1]
     folding = misfolded(source, origin, constant.actual)
     if folding:
