@@ -16,7 +16,7 @@ from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.finding import Finding
-from onnxfix.diagnose.folding import misfolded
+from onnxfix.diagnose.folding import is_under_root, misfolded
 from onnxfix.diagnose.naming import counterpart, label, last_names, node_names, nodes_of_op, others_behind
 from onnxfix.diagnose.weights import explain
 from onnxfix.model import Model
@@ -163,6 +163,8 @@ def _weight(
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
     here = label(target, names)
     message = f"{what} of {here} {how}."
+    if attribution is not None and _is_epsilon(target, constant, attribution):
+        kind, message = FaultKind.HYPERPARAMETERS, f"epsilon of {here} is {_short(actual)} instead of {_short(expected)}."
     if attribution is not None and _is_extra_factor(target, attribution):
         kind, message = FaultKind.GRAPH, f"{here} multiplies by {_short(actual)} what the source does not."
     fault = _fault(
@@ -186,6 +188,12 @@ def _parameters_behind(target: Model, constant: WrongConstant, parameter: str | 
         return (parameter,)
     origin = target.normal_form.origins.get(constant.name)
     return () if origin is None else parameters_of(origin)
+
+
+def _is_epsilon(target: Model, constant: WrongConstant, attribution: Attribution) -> bool:
+    """Whether a wrong parameter is a single number under a square root."""
+    origin = target.normal_form.origins.get(constant.name)
+    return attribution.value.size == 1 and origin is not None and is_under_root(origin, attribution.parameter)
 
 
 def _is_extra_factor(target: Model, attribution: Attribution) -> bool:

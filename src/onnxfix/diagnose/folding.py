@@ -6,7 +6,7 @@ has, the change is what the converter did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -63,6 +63,42 @@ def _under_roots(origin: Origin | None, *, inside: bool) -> Iterator[float]:
     if isinstance(origin, Apply):
         for operand in origin.operands:
             yield from _under_roots(operand, inside=inside or origin.op == "Sqrt")
+
+
+def wrong_epsilon(
+    source: Model, target: Model, constants: Iterable[tuple[str, str | None, np.ndarray]]
+) -> tuple[float, float] | None:
+    """The epsilon that the target folded its constants with, and the one that makes all of them right.
+
+    Args:
+        source: The source, whose epsilons are tried first.
+        target: The target.
+        constants: Canonical names in target and source, and the expected values.
+    """
+    constants = tuple(constants)
+    origins = [target.normal_form.origins.get(name) for name, _, _ in constants]
+    if not origins or any(origin is None for origin in origins):
+        return None
+    known = [source.normal_form.origins.get(name or "") for _, name, _ in constants]
+    wanted = dict.fromkeys([*(e for origin in known for e in _under_roots(origin, inside=False)), *EPSILONS])
+    parameters = target.normal_form.parameters
+    for current in dict.fromkeys(_under_roots(origins[0], inside=False)):
+        for epsilon in wanted:
+            if not np.isclose(epsilon, current, rtol=1e-6, atol=0) and all(
+                origin is not None and _gives(_replaced(origin, current, epsilon), parameters, expected)
+                for origin, (_, _, expected) in zip(origins, constants, strict=True)
+            ):
+                return current, epsilon
+    return None
+
+
+def is_under_root(origin: Origin, parameter: str) -> bool:
+    """Whether a parameter stands under a square root in an expression."""
+    if not isinstance(origin, Apply):
+        return False
+    if origin.op == "Sqrt":
+        return parameter in parameters_of(origin)
+    return any(is_under_root(operand, parameter) for operand in origin.operands if operand is not None)
 
 
 def _replaced(origin: Origin, current: float, epsilon: float) -> Origin:

@@ -14,6 +14,11 @@ from onnxfix.model import Model
 MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Constant"})
 
 
+_PASSED_THROUGH = frozenset(
+    {"Cast", "DequantizeLinear", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
+
 def node_names(model: Model, canonical: Iterable[str], *, readers_of: Iterable[str] = ()) -> tuple[str, ...]:
     """Names of canonical nodes in the lowered graph, then in the framework.
 
@@ -29,7 +34,8 @@ def node_names(model: Model, canonical: Iterable[str], *, readers_of: Iterable[s
         if name not in provenance:
             continue  # a node put in at the boundary, for the sake of comparison
         behind = provenance[name]
-        chosen = [n for n in _readers(model, readers_of) if n in behind] or _like(model, name, behind) or [name]
+        reading = _readers(model, readers_of)
+        chosen = [n for n in reading if n in behind] or reading or _like(model, name, behind) or [name]
         lowered.update(dict.fromkeys(chosen))
     layers = dict.fromkeys(model.layers[n] for n in lowered if n in model.layers)
     return tuple(dict.fromkeys((*lowered, *layers)))
@@ -98,11 +104,18 @@ def _like(model: Model, canonical: str, behind: tuple[str, ...]) -> list[str]:
     return alike if len(alike) == 1 else list(behind[:1])
 
 
-def _readers(model: Model, parameters: Iterable[str]) -> tuple[str, ...]:
+def _readers(model: Model, parameters: Iterable[str]) -> list[str]:
+    """The lowered nodes that compute with some parameters; nodes that only move or widen them are passed through."""
     wanted = set(parameters)
-    if not wanted:
-        return ()
-    return tuple(node.name for node in model.proto.graph.node if wanted & set(node.input))
+    found: list[str] = []
+    for node in model.proto.graph.node if wanted else ():
+        if not wanted.intersection(node.input):
+            continue
+        if node.op_type in _PASSED_THROUGH:
+            wanted.update(node.output)
+        else:
+            found.append(node.name)
+    return found
 
 
 def label(model: Model, names: tuple[str, ...]) -> str:

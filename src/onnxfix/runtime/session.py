@@ -80,7 +80,8 @@ def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceS
 def _serialized(proto: onnx.ModelProto) -> bytes | None:
     """The model as bytes; None where it is larger than the 2 GB of a protobuf (asking first costs as much again)."""
     try:
-        return proto.SerializeToString()
+        content: bytes = proto.SerializeToString()
+        return content
     except (ValueError, EncodeError):
         return None
 
