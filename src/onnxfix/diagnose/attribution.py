@@ -127,18 +127,20 @@ def _solve(state: _State, wrong: tuple[WrongConstant, ...], name: str) -> Attrib
     try:
         value = invert(origins[wrong[0].name], name, wrong[0].expected, state.parameters)
         changed = {n: state.parameters[n] for goal, _ in goals for n in parameters_of(origins[goal])} | {name: value}
-        if not all(_agrees(evaluate(origins[goal], changed), content) for goal, content in goals):
+        rounding = float(np.finfo(value.dtype).eps) if value.dtype.itemsize == 2 else 0.0
+        if not all(_agrees(evaluate(origins[goal], changed), content, rounding) for goal, content in goals):
             return None
     except CanonicalizationError:
         return None
     return Attribution(name, value, state.parameters[name], wrong)
 
 
-def _agrees(value: np.ndarray, expected: np.ndarray) -> bool:
+def _agrees(value: np.ndarray, expected: np.ndarray, rounding: float) -> bool:
+    """Whether a constant is as expected, to within the rounding of the type that its parameter is stored in."""
     if value.shape != expected.shape:
         return False
     peak = float(np.abs(expected).max(initial=0.0)) or 1.0
-    return bool(np.allclose(value, expected, rtol=2e-6, atol=1e-6 * peak))
+    return bool(np.allclose(value, expected, rtol=2e-6 + rounding, atol=1e-6 * peak))
 
 
 def _parameters(target: Model, constant: WrongConstant) -> list[str]:

@@ -53,17 +53,17 @@ class Judge:
 
     def _finding(self, suspect: Suspect, error: LocalError, recording: Recording, chunk: int) -> Finding | None:
         region = suspect.region
-        if suspect.differences and all(self._as_stored(region, d) for d in suspect.differences):
+        telling = tuple(d for d in suspect.differences if not self._as_stored(region, d))
+        if suspect.differences and not telling:
             return None
         noise = _noise(self.alignment, region, recording)
         if error.broken or not np.isfinite(error.relative):
             error = evaluate_target(self.alignment, region, recording)
         if not is_guilty(error, noise, self._excused(region)):
             return None
-        guilty = suspect.differences
-        if len(guilty) > 1:
-            guilty = _guilty_differences(self.alignment, suspect, recording, noise)
-        return Finding(region, guilty, error, noise, recording, chunk)
+        if len(telling) > 1:
+            telling = _guilty_differences(self.alignment, suspect, telling, recording, noise)
+        return Finding(region, telling, error, noise, recording, chunk)
 
     def _is_innocent(self, region: Region, chunk: int) -> bool:
         [recording] = record(self.alignment, [region], self.chunks[chunk].source)
@@ -146,12 +146,12 @@ def evaluate_corrected(
 
 
 def _guilty_differences(
-    alignment: Alignment, suspect: Suspect, recording: Recording, noise: LocalError
+    alignment: Alignment, suspect: Suspect, telling: tuple[Difference, ...], recording: Recording, noise: LocalError
 ) -> tuple[Difference, ...]:
     """Of several differences, those that make an error by themselves when all others are corrected."""
     guilty = []
-    for difference in suspect.differences:
+    for difference in telling:
         others = [d for d in suspect.differences if d is not difference]
         if is_guilty(evaluate_corrected(alignment, suspect.region, others, recording), noise):
             guilty.append(difference)
-    return tuple(guilty) or suspect.differences
+    return tuple(guilty) or telling
