@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress, examine
 from onnxfix.diagnose.fault import Diagnosis
-from onnxfix.diagnose.faults import Cause, causes
+from onnxfix.diagnose.faults import causes
 from onnxfix.diagnose.runtime import runtime_notes
 from onnxfix.inputs import Inputs
 from onnxfix.model import load

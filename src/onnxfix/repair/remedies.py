@@ -16,9 +16,9 @@ from onnx import numpy_helper
 from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes, renamed
 from onnxfix.canonical.origins import invert, parameters_of
+from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference, corrected
 from onnxfix.diagnose.examination import Examination
-from onnxfix.diagnose.faults import Cause
 from onnxfix.diagnose.finding import Finding
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
@@ -77,6 +77,8 @@ def _remedy(examination: Examination, index: int, finding: Finding, own: tuple[C
 
 def _lowered(examination: Examination, finding: Finding, cause: Cause) -> Patch | None:
     target, difference = examination.target, cause.difference
+    if cause.patch is not None:
+        return cause.patch
     if cause.attribution is not None:
         made = cause.attribution
         return SetParameter(
