@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.legalization.respelling import Rule, Speller
-from onnxfix.canonical.queries import dims, rank
+from onnxfix.canonical.queries import dims, is_float, rank
 from onnxfix.canonical.rewriting import array, attribute
 
 # The numbers that define Selu; PyTorch has no others.
@@ -174,22 +176,6 @@ def _lrn(spell: Speller) -> ir.Value | None:
     return spell("Div", x, root)
 
 
-def _clip(spell: Speller) -> ir.Value | None:
-    """``clip(x, a, b) = min(max(x, a), b)`` for computed bounds and for integers."""
-    x, low, high = (spell.input(slot) for slot in range(3))
-    fixed = all(bound is None or array(bound) is not None for bound in (low, high))
-    if fixed and _is_float(x):
-        return None
-    value = x
-    if low is not None:
-        value = spell("Max", value, low)
-    return value if high is None else spell("Min", value, high)
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    return value is None or value.dtype is None or np.dtype(value.dtype.numpy()).kind == "f"
-
-
 def _batch_norm(spell: Speller) -> ir.Value | None:
     """``y = x * s + t`` with ``s = scale / sqrt(var + eps)``, where the statistics are not all constants."""
     x, scale, shift, mean, variance = (spell.input(slot) for slot in range(5))
@@ -204,20 +190,54 @@ def _batch_norm(spell: Speller) -> ir.Value | None:
     return spell("Add", spell("Mul", x, columns[0]), columns[1])
 
 
+def _layer_norm(spell: Speller) -> Sequence[ir.Value] | None:
+    """Spelled out where the mean or the deviation is an output too."""
+    node, x = spell.origin, spell.input(0)
+    size = rank(x)
+    if size is None or not any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return None
+    axes = spell.editor.literal(np.arange(attribute(node, "axis", -1) % size, size), "axes")
+    mean = spell("ReduceMean", x, axes, keepdims=1)
+    centred = spell("Sub", x, mean)
+    variance = spell("ReduceMean", spell("Mul", centred, centred), axes, keepdims=1)
+    root = spell("Sqrt", spell("Add", variance, number(spell, attribute(node, "epsilon", 1e-5), x)))
+    inverse = spell("Reciprocal", root)
+    result = spell("Mul", spell("Mul", centred, inverse), spell.input(1))
+    return (result if spell.input(2) is None else spell("Add", result, spell.input(2))), mean, inverse
+
+
+def _dropout(spell: Speller) -> None:
+    """A seed says nothing outside training."""
+    spell.editor.modified = spell.origin.attributes.pop("seed", None) is not None
+
+
+def _power(spell: Speller) -> ir.Value | None:
+    """The result has the type of the base, also where the exponent has another."""
+    x, exponent = spell.input(0), spell.input(1)
+    if x is None or exponent is None or None in (x.dtype, exponent.dtype) or x.dtype == exponent.dtype:
+        return None
+    if is_float(x):
+        return spell("Pow", x, spell("Cast", exponent, to=int(x.dtype or 1)))
+    wide = spell("Pow", spell("Cast", x, to=int(ir.DataType.DOUBLE)), spell("Cast", exponent, to=11))
+    return spell("Cast", wide, to=int(x.dtype or 1))
+
+
 ELEMENTWISE: dict[str, Rule] = {
     "Acosh": _acosh,
     "Asinh": _asinh,
     "Atanh": _atanh,
     "BatchNormalization": _batch_norm,
-    "Clip": _clip,
     "Cosh": _cosh,
+    "Dropout": _dropout,
     "GlobalMaxPool": _global_max,
     "Hardmax": _hardmax,
     "LRN": _lrn,
+    "LayerNormalization": _layer_norm,
     "LpNormalization": _lp_normalization,
     "Mod": _modulo,
     "OneHot": _one_hot,
     "PRelu": _prelu,
+    "Pow": _power,
     "Selu": _selu,
     "Sinh": _sinh,
     "Size": _size,

@@ -7,9 +7,9 @@ import re
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.inference import is_open
 from onnxfix.canonical.ingest import DECLARED
 from onnxfix.canonical.rewriting import lowered_of
-from onnxfix.canonical.inference import is_open
 
 # The IR version that goes with opset 17.
 _IR_VERSION = 8

@@ -13,16 +13,19 @@ from onnxfix.canonical.housekeeping import RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import ingest
 from onnxfix.canonical.legalization.branches import TakeBranches
+from onnxfix.canonical.legalization.comparisons import COMPARISONS
 from onnxfix.canonical.legalization.downgrade import downgrade
 from onnxfix.canonical.legalization.elementwise import ELEMENTWISE
 from onnxfix.canonical.legalization.emission import emit
 from onnxfix.canonical.legalization.functions import inlined
 from onnxfix.canonical.legalization.integers import keep_integer_types
+from onnxfix.canonical.legalization.padding import PADDING
 from onnxfix.canonical.legalization.quantized import QUANTIZED
 from onnxfix.canonical.legalization.rearranging import BLOCKS, REARRANGING
 from onnxfix.canonical.legalization.recurrent import RECURRENT
 from onnxfix.canonical.legalization.resizing import RESIZING
 from onnxfix.canonical.legalization.respelling import Respell, Rule
+from onnxfix.canonical.legalization.sampling import SAMPLING
 from onnxfix.canonical.legalization.targets import DIALECTS, Dialect, Target
 from onnxfix.canonical.legalization.windows import WINDOWS
 from onnxfix.canonical.opset import UnifyOpset
@@ -33,8 +36,11 @@ from onnxfix.errors import CanonicalizationError
 if TYPE_CHECKING:
     from onnxfix.model import Model
 
+_RULES = ELEMENTWISE | COMPARISONS | QUANTIZED | RECURRENT | BLOCKS | WINDOWS | PADDING | SAMPLING
 # Far more rounds than any model needs; reaching it means that two rules undo each other.
 _ROUNDS = 20
+# Definitions of ops refer to ops that are defined themselves, two or three deep.
+_NESTING = 4
 
 
 @overload
@@ -81,10 +87,15 @@ def legalize(model: onnx.ModelProto | ir.Model | Model, for_: str) -> onnx.Model
 
 def _legalized(proto: onnx.ModelProto, dialect: Dialect) -> onnx.ModelProto:
     model = _read(proto)
-    if any(node.op_type in dialect.respelled for node in model.graph.all_nodes()):
+    for _ in range(_NESTING):
+        ExplicitAttributes()(model)  # definitions refer to attributes, and what is left out is left out there too
+        if not any(node.op_type in dialect.defined for node in model.graph.all_nodes()):
+            break
         whole = ir.serde.serialize_model(model)
-        written_out = inlined(whole, dialect.respelled)
-        model = model if written_out is whole else _read(written_out)
+        written_out = inlined(whole, dialect.defined)
+        if written_out is whole:
+            break
+        model = _read(written_out)
     _settle(model, _passes(dialect))
     if dialect.torch:
         keep_integer_types(model.graph)
@@ -100,11 +111,7 @@ def _read(proto: onnx.ModelProto) -> ir.Model:
 
 
 def _passes(dialect: Dialect) -> tuple[ir.passes.InPlacePass, ...]:
-    rules: dict[str, Rule] = {
-        op: rule for op, rule in (ELEMENTWISE | QUANTIZED | RECURRENT | BLOCKS).items() if op in dialect.respelled
-    }
-    if dialect.torch:
-        rules |= WINDOWS | {"Clip": ELEMENTWISE["Clip"]}
+    rules: dict[str, Rule] = {op: rule for op, rule in _RULES.items() if op in dialect.respelled}
     return (
         FoldConstants(),
         FoldShapes(),

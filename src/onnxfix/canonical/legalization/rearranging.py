@@ -114,7 +114,16 @@ def _slice(spell: Speller) -> ir.Value | None:
     return spell("Slice", x, spell.input(1), spell.input(2), listed, spell.input(4))
 
 
+def _flatten(spell: Speller) -> ir.Value | None:
+    """The axis is counted from the front; what begins at axis 0 is one row."""
+    x, axis, size = spell.input(0), attribute(spell.origin, "axis", 1), rank(spell.input(0))
+    if axis == 0:
+        return _reshape(spell, x, [1, -1])
+    return spell("Flatten", x, axis=axis % size) if size and axis < 0 else None
+
+
 REARRANGING: dict[str, Rule] = {
+    "Flatten": _flatten,
     "Reshape": _flattening,
     "Slice": _slice,
     "Split": _split,

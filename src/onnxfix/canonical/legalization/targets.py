@@ -21,34 +21,37 @@ class Dialect:
 
     Attributes:
         opset: The opset to write.
+        defined: Op types to be replaced by the graphs that define them in the ONNX standard.
         respelled: Op types that it lacks or gets wrong, to be spelled by others.
         torch: It runs the model in PyTorch: pools, resizes and padding must be ones that PyTorch has, every output
             must be the only output of a node of its own, and names must be ones that PyTorch modules can have.
     """
 
     opset: int
+    defined: frozenset[str]
     respelled: frozenset[str]
     torch: bool
 
 
 # Ops whose definition in the ONNX standard is itself a graph of simpler ops.
 _DEFINED = frozenset(
-    {"AffineGrid", "Attention", "CenterCropPad", "Gelu", "GroupNormalization", "MeanVarianceNormalization", "Mish",
+    {"AffineGrid", "Attention", "CenterCropPad", "DynamicQuantizeLinear", "Gelu", "GroupNormalization", "MeanVarianceNormalization", "Mish",
      "NegativeLogLikelihoodLoss", "RMSNormalization", "RotaryEmbedding", "Shrink", "SoftmaxCrossEntropyLoss", "Swish",
      "ThresholdedRelu"}
 )
-# What onnx2torch 1.5 has no converter for, or none that is right, and that opset 17 can say otherwise.
-_NOT_IN_ONNX2TORCH = _DEFINED | frozenset(
-    {"Acosh", "Asinh", "Atanh", "BatchNormalization", "Cosh", "DepthToSpace", "DequantizeLinear",
-     "DynamicQuantizeLinear", "GlobalMaxPool", "GRU", "Hardmax", "LpNormalization", "LRN", "LSTM", "OneHot", "PRelu",
-     "QuantizeLinear", "RNN", "Selu", "Sinh", "Size", "SpaceToDepth", "Trilu"}
+# What onnx2torch 1.5 has no converter for, or none that is right for all cases, and opset 17 can say otherwise.
+_NOT_IN_ONNX2TORCH = frozenset(
+    {"Acosh", "Asinh", "Atanh", "AveragePool", "BatchNormalization", "CastLike", "Clip", "ConvTranspose", "Cosh",
+     "DepthToSpace", "DequantizeLinear", "Dropout", "GatherElements", "GlobalMaxPool", "GreaterOrEqual", "GridSample",
+     "GRU", "Hardmax", "IsInf", "LayerNormalization", "LessOrEqual", "LpNormalization", "LRN", "LSTM", "MaxPool",
+     "OneHot", "Pad", "Pow", "PRelu", "QuantizeLinear", "RNN", "Selu", "Sinh", "Size", "SpaceToDepth", "Trilu"}
 )
-_TORCH = Dialect(opset=17, respelled=_NOT_IN_ONNX2TORCH, torch=True)
+_TORCH = Dialect(opset=17, defined=_DEFINED, respelled=_NOT_IN_ONNX2TORCH, torch=True)
 
 # litert-torch reads PyTorch programs, so ONNX reaches it through onnx2torch.
 DIALECTS: dict[Target, Dialect] = {
     Target.ONNX2TORCH: _TORCH,
     Target.LITERT_TORCH: _TORCH,
-    Target.ONNX2TF: Dialect(opset=17, respelled=_DEFINED | {"Mod"}, torch=False),
-    Target.TF2ONNX_TFLITE: Dialect(opset=18, respelled=_DEFINED, torch=False),
+    Target.ONNX2TF: Dialect(17, _DEFINED, frozenset({"CastLike", "GridSample", "Mod"}), torch=False),
+    Target.TF2ONNX_TFLITE: Dialect(18, _DEFINED, frozenset({"CastLike"}), torch=False),
 }

@@ -103,6 +103,8 @@ def _conv_transpose(spell: Speller) -> ir.Value | None:
     node = spell.origin
     window = integers(node, "kernel_shape", ())
     count = len(window)
+    if "output_shape" in node.attributes:
+        return _enlarged(spell)
     pads = integers(node, "pads", [0] * (2 * count))
     if pads[:count] == pads[count:] or not window or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return None
@@ -114,6 +116,25 @@ def _conv_transpose(spell: Speller) -> ir.Value | None:
     whole = spell("ConvTranspose", *node.inputs, **attributes)
     bounds = (list(pads[:count]), [-end if end else np.iinfo(np.int64).max for end in ends], list(range(2, 2 + count)))
     return spell("Slice", whole, *(spell.editor.literal(np.array(b, np.int64), "bound") for b in bounds))
+
+
+def _enlarged(spell: Speller) -> ir.Value | None:
+    """An ``output_shape`` beyond what the windows reach is output padding."""
+    node, shape = spell.origin, dims(spell.input(0))
+    wanted, window = integers(node, "output_shape", ()), integers(node, "kernel_shape", ())
+    count = len(window)
+    if shape is None or None in shape[2:] or not count:
+        return None
+    strides, dilations = integers(node, "strides", [1] * count), integers(node, "dilations", [1] * count)
+    excess = [
+        size - ((old or 0) - 1) * stride - (k - 1) * dilation - 1
+        for size, old, stride, k, dilation in zip(wanted[-count:], shape[2:], strides, window, dilations, strict=True)
+    ]
+    if min(excess) < 0:
+        return None
+    attributes = {name: attribute(node, name) for name in node.attributes if name != "output_shape"}
+    attributes |= {"output_padding": excess, "pads": [0] * (2 * count), "auto_pad": "NOTSET"}
+    return spell("ConvTranspose", *node.inputs, **attributes)
 
 
 WINDOWS: dict[str, Rule] = {"AveragePool": _average_pool, "ConvTranspose": _conv_transpose, "MaxPool": _max_pool}
