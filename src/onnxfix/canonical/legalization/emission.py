@@ -23,8 +23,10 @@ def emit(model: ir.Model, *, distinct: bool) -> onnx.ModelProto:
         distinct: Make every output the only output of a node of its own.
     """
     graph = model.graph
+    _read_constants(graph)
     if distinct:
         _separate_outputs(graph)
+    graph.sort()
     _declare_outputs(graph)
     _name_nodes(graph)
     _name_constants(graph)
@@ -41,6 +43,15 @@ def emit(model: ir.Model, *, distinct: bool) -> onnx.ModelProto:
     clean.opset_imports.update(imports)
     proto: onnx.ModelProto = ir.serde.serialize_model(clean)
     return proto
+
+
+def _read_constants(graph: ir.Graph) -> None:
+    """Let nodes read a constant itself, not the copy of it that is an output of the model."""
+    for node in graph:
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is not None and source.is_initializer():
+            for usage in tuple(node.outputs[0].uses()):
+                usage.node.replace_input_with(usage.idx, source)
 
 
 def _separate_outputs(graph: ir.Graph) -> None:

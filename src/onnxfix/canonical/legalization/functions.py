@@ -7,6 +7,8 @@ from collections.abc import Collection
 import onnx
 import onnx.inliner
 
+from onnxfix.errors import CanonicalizationError
+
 
 def inlined(proto: onnx.ModelProto, ops: Collection[str]) -> onnx.ModelProto:
     """The model with the ops of these types written out, or itself where it has none."""
@@ -15,7 +17,11 @@ def inlined(proto: onnx.ModelProto, ops: Collection[str]) -> onnx.ModelProto:
     written_out = [("", op) for op in sorted(used) if _is_defined(op, version)]
     if not written_out:
         return proto
-    return onnx.inliner.inline_selected_functions(proto, written_out, inline_schema_functions=True)
+    try:
+        return onnx.inliner.inline_selected_functions(proto, written_out, inline_schema_functions=True)
+    except RuntimeError as error:  # the inliner asserts that it knows all types
+        ops_named = ", ".join(op for _, op in written_out)
+        raise CanonicalizationError(f"{ops_named} cannot be written out as simpler ops: {error}") from error
 
 
 def _is_defined(op: str, version: int) -> bool:

@@ -56,10 +56,12 @@ def _resized(spell: Speller, shape: tuple[int | None, ...]) -> tuple[list[int | 
     axes = attribute(node, "axes") or list(range(len(shape)))
     axes = [axis % len(shape) for axis in axes]
     scales, target = array(spell.input(2)), ints_of(spell.input(3))
-    if attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-        return None
     if attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         return None
+    if target and attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        target = _keeping_aspect(node, shape, axes, target)
+        if target is None:
+            return None
     sizes, factors = list(shape), [1.0 if size is None else None for size in shape]
     if scales is not None and scales.size:
         factors = [1.0] * len(shape)
@@ -74,6 +76,18 @@ def _resized(spell: Speller, shape: tuple[int | None, ...]) -> tuple[list[int | 
     else:
         return None
     return sizes, list(factors)
+
+
+def _keeping_aspect(
+    node: ir.Node, shape: tuple[int | None, ...], axes: list[int], target: list[int]
+) -> list[int] | None:
+    """Sizes by one factor for all axes: the smallest of those wanted, or the largest."""
+    choose = min if attribute(node, "keep_aspect_ratio_policy") == "not_larger" else max
+    old = [shape[axis] for axis in axes]
+    if None in old:
+        return None
+    factor = choose(new / (size or 1) for new, size in zip(target, old, strict=True))
+    return [math.floor(factor * (size or 1) + 0.5) for size in old]
 
 
 def _familiar(
@@ -110,7 +124,7 @@ def _weights(
     node: ir.Node, old: int, new: int, factor: float | None, changed: Mapping[str, str]
 ) -> np.ndarray | None:
     """The matrix [new, old] that resizes one axis; None where resizing is not linear (a constant is filled in)."""
-    attributes = {name: attribute(node, name) for name in node.attributes if name not in ("axes",)}
+    attributes = {name: attribute(node, name) for name in node.attributes if name not in ("axes", "keep_aspect_ratio_policy")}
     if changed:
         attributes = {"mode": attributes.get("mode", "nearest"), **changed}
     if attributes.get("extrapolation_value", 0.0):
