@@ -22,10 +22,12 @@ from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
 from onnxfix.canonical.einsum import SpellEinsum
 from onnxfix.canonical.folding import FoldConstants
+from onnxfix.canonical.gathers import SpellGathers
 from onnxfix.canonical.guard import check_values
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import LoweredParameters, ingest
+from onnxfix.canonical.masks import SpellMasks
 from onnxfix.canonical.naming import emit
 from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNorm
 from onnxfix.canonical.opset import UnifyOpset
@@ -33,13 +35,17 @@ from onnxfix.canonical.ordering import OrderOperands
 from onnxfix.canonical.origins import Origin
 from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 from onnxfix.canonical.pooling import SpellPools
+from onnxfix.canonical.recurrent import SpellRecurrent
+from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
 from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
+from onnxfix.canonical.sinking_blocks import SinkThroughBlocks
 from onnxfix.canonical.slices import SpellSlices
 from onnxfix.canonical.transposes import PushTransposes
+from onnxfix.canonical.unit_axes import PlaceUnitAxes
 from onnxfix.errors import CanonicalizationError
 from onnxfix.frameworks import Feeds
 
@@ -75,7 +81,9 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         FoldShapes(),
         RemoveNoOps(),
         SpellReshapes(),
+        SpellGathers(),
         SpellSlices(),
+        SpellReductions(),
         SpellBroadcasts(),
         ExplicitAttributes(),
         WideIndices(),
@@ -85,10 +93,14 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         RecognizeActivations(),
         RecognizeLayerNorm(),
         SplitBatchNorm(),
+        SpellMasks(),
+        SpellRecurrent(),
         SpellEinsum(),
         PushTransposes(),
+        PlaceUnitAxes(),
         PushThroughReshapes(),
         SinkReshapes(),
+        SinkThroughBlocks(),
         ResolveAutoPad(),
         MergePads(),
         FoldPads(),
@@ -128,6 +140,18 @@ def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None, batch: in
     canonical, origins, provenance = emit(model)
     if check is not None:
         check_values(proto, canonical, check)
+    return NormalForm(canonical, origins, provenance, LoweredParameters(proto))
+
+
+def plain_form(proto: onnx.ModelProto) -> NormalForm:
+    """The lowered model as it is, spelled like a normal form: no pass run, only names unified.
+
+    Raises:
+        CanonicalizationError: the model cannot be read.
+    """
+    model = ingest(proto)
+    infer_graph(model, trust=False)
+    canonical, origins, provenance = emit(model)
     return NormalForm(canonical, origins, provenance, LoweredParameters(proto))
 
 

@@ -68,5 +68,5 @@ def concluded(examination: Examination, found: tuple[Cause, ...], data: Inputs) 
         faults=tuple(cause.fault for cause in found),
         aligned=float(np.round(examination.alignment.fraction, 6)),
         comparison=examination.comparison,
-        notes=runtime_notes(examination.target, data),
+        notes=(*examination.notes, *runtime_notes(examination.target, data)),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -13,8 +14,9 @@ from onnxfix.align import Alignment, GraphView, align, regions
 from onnxfix.compare import Accumulator, Comparison
 from onnxfix.diagnose.differences import differences
 from onnxfix.diagnose.finding import Finding
-from onnxfix.diagnose.judging import Judge, Suspect
+from onnxfix.diagnose.judging import Feed, Judge, Suspect
 from onnxfix.diagnose.noise import FLOOR, is_guilty
+from onnxfix.diagnose.soundness import sound
 from onnxfix.errors import RuntimeFailure
 from onnxfix.inputs import Chunk, Inputs, pair_inputs, pair_outputs
 from onnxfix.model import Model
@@ -36,6 +38,7 @@ class Examination:
     comparison: Comparison
     findings: tuple[Finding, ...]
     source_outputs: tuple[tuple[np.ndarray, ...], ...] = field(repr=False, default=())
+    notes: tuple[str, ...] = ()
 
 
 def examine(
@@ -63,15 +66,17 @@ def examine(
     """
     tell = progress or (lambda stage, fraction: None)
     tell("aligning", 0.0)
+    first = next(iter(in_chunks(source, target, Inputs.of(data, batch_size=1))))
+    source, note = sound(source, first.source, "source")
+    target, other = sound(target, first.target, "target")
     alignment = _alignment(source, target)
     suspects = _suspects(alignment)
-    chunks = list(in_chunks(source, target, data))
     tell("probing", 0.0)
     probe, together = _probe(alignment, suspects)
 
     def run() -> tuple[Accumulator, list[tuple[np.ndarray, ...]]]:
         accumulator = Accumulator.for_models(source, target, rtol=rtol, atol=atol)
-        return accumulator, _run(probe, chunks, accumulator, tell)
+        return accumulator, _run(probe, in_chunks(source, target, data), data.count, accumulator, tell)
 
     try:
         accumulator, outputs = run()
@@ -89,10 +94,15 @@ def examine(
         telling = [(0, list(range(len(suspects))))]
     comparison = accumulator.result()
     tell("judging", 0.0)
-    judge = Judge(alignment, target, chunks)
+
+    def feed_of(chunk: int) -> Feed:
+        return next(islice(in_chunks(source, target, data), chunk, None)).source
+
+    judge = Judge(alignment, target, feed_of)
     findings = () if _agree(comparison) else judge.findings(suspects, errors, telling)
     tell("judging", 1.0)
-    return Examination(source, target, alignment, comparison, findings, tuple(outputs))
+    notes = tuple(text for text in (note, other) if text)
+    return Examination(source, target, alignment, comparison, findings, tuple(outputs), notes)
 
 
 def _agree(comparison: Comparison) -> bool:
@@ -172,12 +182,12 @@ def _probe(alignment: Alignment, suspects: Sequence[Suspect]) -> tuple[Probe, bo
 
 
 def _run(
-    probe: Probe, chunks: Sequence[Chunk], accumulator: Accumulator, tell: Progress
+    probe: Probe, chunks: Iterable[Chunk], total: int, accumulator: Accumulator, tell: Progress
 ) -> list[tuple[np.ndarray, ...]]:
     kept = []
-    for k, chunk in enumerate(chunks):
+    for chunk in chunks:
         source, target = probe.run(chunk.source, chunk.target)
         accumulator.add(source, target, chunk.count)
         kept.append(tuple(source))
-        tell("probing", (k + 1) / len(chunks))
+        tell("probing", min(1.0, accumulator.count / max(total, 1)))
     return kept

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from onnxfix.diagnose.finding import Finding, Recording
 from onnxfix.diagnose.noise import is_guilty, noise_floor
 from onnxfix.diagnose.storage import expected_error, is_as_stored
 from onnxfix.errors import OnnxFixError, RuntimeFailure
-from onnxfix.inputs import Chunk
 from onnxfix.model import Model
 from onnxfix.runtime.assembly import assemble
 from onnxfix.runtime.probe import LocalError, measure, piece
 from onnxfix.runtime.session import Session
+
+Feed = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +32,17 @@ class Suspect:
 
 
 class Judge:
-    """Tells guilt from noise, region by region, on recorded values."""
+    """Tells guilt from noise, region by region, on recorded values.
 
-    def __init__(self, alignment: Alignment, target: Model, chunks: Sequence[Chunk]) -> None:
-        self.alignment, self.target, self.chunks = alignment, target, chunks
+    Args:
+        alignment: The alignment.
+        target: The target.
+        feed_of: Gives the source's feed of a chunk of the data.
+    """
+
+    def __init__(self, alignment: Alignment, target: Model, feed_of: Callable[[int], Feed]) -> None:
+        self.alignment, self.target = alignment, target
+        self.feed_of = cache(feed_of)
 
     def findings(
         self, suspects: Sequence[Suspect], errors: Sequence[LocalError], telling: Sequence[tuple[int, list[int]]]
@@ -41,7 +50,7 @@ class Judge:
         """The guilty among the suspects, the largest error first."""
         found = []
         for chunk, members in telling:
-            recordings = record(self.alignment, [suspects[k].region for k in members], self.chunks[chunk].source)
+            recordings = record(self.alignment, [suspects[k].region for k in members], self.feed_of(chunk))
             for k, recording in zip(members, recordings, strict=True):
                 finding = self._finding(suspects[k], errors[k], recording, chunk)
                 if finding is not None:
@@ -66,7 +75,7 @@ class Judge:
         return Finding(region, telling, error, noise, recording, chunk)
 
     def _is_innocent(self, region: Region, chunk: int) -> bool:
-        [recording] = record(self.alignment, [region], self.chunks[chunk].source)
+        [recording] = record(self.alignment, [region], self.feed_of(chunk))
         error = evaluate_target(self.alignment, region, recording)
         return not is_guilty(error, _noise(self.alignment, region, recording), self._excused(region))
 
