@@ -6,10 +6,14 @@ which ``torch.export`` cannot trace: what is in a buffer may change. Here they b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-# The module and its operands, tensors for the constant ones -> a function of the first operand's fx node, or None.
+from onnxfix.frameworks.torch_sizes import find_sizes
+
+# The module and its operands -> a function and its arguments that do the same, or None.
 Maker = Callable[[Any, list[Any]], "tuple[Callable[..., Any], tuple[Any, ...]] | None"]
 
 
@@ -19,21 +23,20 @@ def make_static(module: Any) -> Any:
     Returns:
         The module.
     """
-    import torch
-
     constants = dict(module.named_buffers())
+    sizes = find_sizes(module)
     for node in list(module.graph.nodes):
         if node.op != "call_module":
             continue
         called = module.get_submodule(node.target)
         maker = _MAKERS.get(type(called).__name__)
-        operands = [_operand(argument, constants) for argument in _arguments(node, called)]
+        operands = [_operand(argument, constants, sizes) for argument in _arguments(node, called)]
         made = None if maker is None or not operands else maker(called, operands)
         if made is None:
             continue
         function, arguments = made
         with module.graph.inserting_before(node):
-            call = module.graph.call_function(function, (node.args[0], *arguments))
+            call = module.graph.call_function(function, arguments)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
@@ -44,15 +47,11 @@ def make_static(module: Any) -> Any:
         if f"initializers.{name}" not in used:
             delattr(holder, name)
     module.recompile()
-    if not isinstance(module, torch.fx.GraphModule):
-        raise TypeError(f"{type(module).__name__} is no GraphModule")
     return module
 
 
 def _arguments(node: Any, called: Any) -> list[Any]:
     """The operands in order, keyword arguments in their place."""
-    import inspect
-
     names = list(inspect.signature(called.forward).parameters)
     if not node.kwargs:
         return list(node.args)
@@ -62,17 +61,34 @@ def _arguments(node: Any, called: Any) -> list[Any]:
     return filled
 
 
-def _operand(argument: Any, constants: dict[str, Any]) -> Any:
-    """The tensor of a constant operand; other operands as they are."""
+@dataclass(frozen=True)
+class _Operand:
+    """An operand: its fx node, its content where it is constant, the fx node of its numbers where those are sizes."""
+
+    node: Any
+    constant: Any = None
+    sizes: Any = None
+
+
+def _operand(argument: Any, constants: dict[str, Any], sizes: Mapping[Any, Any]) -> _Operand | None:
+    """What is known of an operand; None for one left out."""
+    if argument is None:
+        return None
     is_constant = getattr(argument, "op", None) == "get_attr" and argument.target in constants
-    return constants[argument.target] if is_constant else argument
+    return _Operand(argument, constants[argument.target] if is_constant else None, sizes.get(argument))
 
 
-def _numbers(operand: Any) -> list[int] | None:
+def _numbers(operand: _Operand | None) -> list[int] | None:
     """The integers of a constant; None if it is left out or computed."""
-    import torch
+    if operand is None or operand.constant is None:
+        return None
+    return [int(n) for n in operand.constant.reshape(-1).tolist()]
 
-    return [int(n) for n in operand.reshape(-1).tolist()] if isinstance(operand, torch.Tensor) else None
+
+def _sizes(operand: _Operand | None) -> Any:
+    """The same, or the fx node of the numbers; None if neither is known."""
+    numbers = _numbers(operand)
+    return numbers if numbers is not None or operand is None else operand.sizes
 
 
 def reshape(x: Any, shape: Sequence[int]) -> Any:
@@ -88,11 +104,11 @@ def expand(x: Any, shape: Sequence[int]) -> Any:
     return x.expand([size if target == 1 else target for size, target in zip(own, wanted, strict=True)])
 
 
-def crop(x: Any, bounds: Sequence[tuple[int, int, int, int]]) -> Any:
-    """ONNX Slice by (axis, start, end, step)."""
+def crop(x: Any, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]) -> Any:
+    """ONNX Slice."""
     import torch
 
-    for axis, start, end, step in bounds:
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 0:
             x = torch.flip(x, [axis])
             start, end, step = -start - 1, -end - 1, -step
@@ -105,113 +121,144 @@ def scatter(data: Any, indices: Any, updates: Any) -> Any:
     return data.index_put(tuple(indices.unbind(-1)), updates)
 
 
+def filled(shape: Sequence[int], value: float, dtype: Any) -> Any:
+    """ONNX ConstantOfShape."""
+    import torch
+
+    return torch.full(tuple(shape), value, dtype=dtype)
+
+
+def take(x: Any, axis: int, index: int) -> Any:
+    """ONNX Gather of one element along an axis."""
+    return x.select(axis, index)
+
+
+def span(start: Any, limit: Any, step: Any) -> Any:
+    """ONNX Range of whole numbers."""
+    import torch
+
+    return torch.arange(start, limit, step)
+
+
 def _reshape(module: Any, operands: list[Any]) -> Any:
-    shape = _numbers(operands[1])
-    return None if shape is None else (reshape, (shape,))
+    shape = _sizes(operands[1])
+    return None if shape is None else (reshape, (operands[0].node, shape))
 
 
 def _expand(module: Any, operands: list[Any]) -> Any:
-    shape = _numbers(operands[1])
-    return None if shape is None else (expand, (shape,))
+    shape = _sizes(operands[1])
+    return None if shape is None else (expand, (operands[0].node, shape))
+
+
+def _constant_of_shape(module: Any, operands: list[Any]) -> Any:
+    shape = _sizes(operands[0])
+    return None if shape is None else (filled, (shape, module.value.reshape(-1)[0].item(), module.value.dtype))
+
+
+def _range(module: Any, operands: list[Any]) -> Any:
+    limits = [operand.sizes for operand in operands]
+    return None if None in limits else (span, tuple(limits))
+
+
+def _gather(module: Any, operands: list[Any]) -> Any:
+    index = operands[1].constant
+    if index is None or index.dim() or index.is_floating_point():
+        return None
+    return take, (operands[0].node, module._axis, int(index))
 
 
 def _slice(module: Any, operands: list[Any]) -> Any:
-    starts, ends, axes, steps = (_numbers(operand) for operand in [*operands[1:], *[None] * (5 - len(operands))])
-    given = [operand is not None for operand in [*operands[1:], *[None] * (5 - len(operands))]]
-    if starts is None or ends is None or (given[2] and axes is None) or (given[3] and steps is None):
+    rest = [*operands[1:], *[None] * (5 - len(operands))]
+    starts, ends = _sizes(rest[0]), _sizes(rest[1])
+    axes, steps = _numbers(rest[2]), _numbers(rest[3])
+    if starts is None or ends is None or not axes or min(axes) < 0 or (rest[3] is not None and steps is None):
         return None
-    axes = list(range(len(starts))) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
-    if min(axes, default=0) < 0:
-        return None
-    return crop, (list(zip(axes, starts, ends, steps, strict=True)),)
+    return crop, (operands[0].node, axes, starts, ends, steps or [1] * len(axes))
 
 
 def _squeeze(module: Any, operands: list[Any]) -> Any:
     import torch
 
     axes = _numbers(operands[1]) if len(operands) > 1 else None
-    return None if not axes else (torch.squeeze, (tuple(axes),))
+    return None if not axes else (torch.squeeze, (operands[0].node, tuple(axes)))
 
 
 def _pad(module: Any, operands: list[Any]) -> Any:
-    import torch
     from torch.nn import functional
 
     amounts = _numbers(operands[1])
     value = operands[2] if len(operands) > 2 else None
-    if amounts is None or not (value is None or isinstance(value, torch.Tensor)):
+    if amounts is None or (value is not None and value.constant is None):
         return None
     half = len(amounts) // 2
     pairs = [n for k in reversed(range(half)) for n in (amounts[k], amounts[k + half])]
     if module.mode != "constant":
-        if any(pairs[-4:]):
-            return None
-        return functional.pad, (pairs[:-4], module.mode)
+        return None if any(pairs[-4:]) else (functional.pad, (operands[0].node, pairs[:-4], module.mode))
     while len(pairs) > 2 and not any(pairs[-2:]):
         pairs = pairs[:-2]
-    return functional.pad, (pairs, "constant", 0.0 if value is None else value.reshape(-1)[0].item())
+    fill = 0.0 if value is None else value.constant.reshape(-1)[0].item()
+    return functional.pad, (operands[0].node, pairs, "constant", fill)
 
 
 def _resize(module: Any, operands: list[Any]) -> Any:
-    import torch
     from torch.nn import functional
 
-    scales, sizes = [*operands[2:], None, None][:2]
-    modes = {"nearest": "nearest", "linear": None, "cubic": "bicubic"}
-    given = [operand for operand in (scales, sizes) if isinstance(operand, torch.Tensor) and operand.numel()]
+    given = [(k, o.constant) for k, o in enumerate(operands[2:4]) if o is not None and o.constant is not None]
+    given = [(k, constant) for k, constant in given if constant.numel()]
     if len(given) != 1:
         return None
-    numbers = given[0].tolist()
-    mode = modes[module.onnx_mode] or {3: "linear", 4: "bilinear", 5: "trilinear"}[len(numbers)]
+    by_size, numbers = given[0][0] == 1, given[0][1].tolist()
+    linear = {3: "linear", 4: "bilinear", 5: "trilinear"}
+    mode = {"nearest": "nearest", "linear": linear.get(len(numbers)), "cubic": "bicubic"}[module.onnx_mode]
     corners = module.align_corners if mode != "nearest" else None
-    if given[0] is sizes:
-        return functional.interpolate, ([int(n) for n in numbers[2:]], None, mode, corners)
-    if numbers[:2] != [1, 1]:
-        return None
-    return functional.interpolate, (None, numbers[2:], mode, corners)
+    if by_size:
+        return functional.interpolate, (operands[0].node, [int(n) for n in numbers[2:]], None, mode, corners)
+    return (functional.interpolate, (operands[0].node, None, numbers[2:], mode, corners)) if (
+        numbers[:2] == [1, 1]
+    ) else None
 
 
 def _split(module: Any, operands: list[Any]) -> Any:
     import torch
 
     sizes = _numbers(operands[1]) if len(operands) > 1 else None
-    return None if sizes is None else (torch.split, (sizes, module.axis))
+    return None if sizes is None else (torch.split, (operands[0].node, sizes, module.axis))
 
 
 def _tile(module: Any, operands: list[Any]) -> Any:
     import torch
 
-    repeats = _numbers(operands[1])
-    return None if repeats is None else (torch.tile, (repeats,))
+    repeats = _sizes(operands[1])
+    return None if repeats is None else (torch.tile, (operands[0].node, repeats))
 
 
 def _topk(module: Any, operands: list[Any]) -> Any:
     import torch
 
     count = _numbers(operands[1])
-    return None if count is None else (torch.topk, (count[0], module.dim, module.largest, module.sorted))
+    if count is None:
+        return None
+    return torch.topk, (operands[0].node, count[0], module.dim, module.largest, module.sorted)
 
 
 def _cumsum(module: Any, operands: list[Any]) -> Any:
     import torch
 
     axis = _numbers(operands[1])
-    return None if axis is None or module.exclusive or module.reverse else (torch.cumsum, (axis[0],))
+    return None if axis is None or module.exclusive or module.reverse else (torch.cumsum, (operands[0].node, axis[0]))
 
 
 def _scatter_nd(module: Any, operands: list[Any]) -> Any:
-    import torch
-
-    if any(isinstance(operand, torch.Tensor) for operand in operands):
-        return None
-    return scatter, tuple(operands[1:])
+    return scatter, tuple(operand.node for operand in operands)
 
 
 _MAKERS: dict[str, Maker] = {
+    "OnnxConstantOfShape": _constant_of_shape,
     "OnnxCumSum": _cumsum,
     "OnnxExpand": _expand,
+    "OnnxGather": _gather,
     "OnnxPadDynamic": _pad,
+    "OnnxRange": _range,
     "OnnxReshape": _reshape,
     "OnnxResize": _resize,
     "OnnxScatterND": _scatter_nd,

@@ -77,6 +77,9 @@ def _flattening(spell: Speller) -> ir.Value | None:
                 return spell("Flatten", x, axis=1)
         return _squeeze(spell)
     target = ints_of(spell.input(1))
+    if target is not None and 0 not in target and attribute(node, "allowzero", 0):
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        spell.editor.modified = True
     if target is None or len(target) != 2 or shape is None or len(shape) < 2:
         return None
     whole = target[0] == 0 or (shape[0].number is not None and target[0] == shape[0].number)
