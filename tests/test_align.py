@@ -7,11 +7,11 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_onnx import copied, network, node, normal, parse, with_attribute, with_node_after, with_value, without_node
 
 import onnxfix
 from onnxfix.align import Alignment, GraphView, align
 from onnxfix.testing import make_names_opaque
+from small_onnx import copied, network, node, normal, parse, with_attribute, with_node_after, with_value, without_node
 
 
 def aligned(source: onnx.ModelProto, target: onnx.ModelProto) -> tuple[Alignment, set[tuple[str, str]]]:

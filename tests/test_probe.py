@@ -7,12 +7,12 @@ import math
 import numpy as np
 import onnx
 import pytest
-from small_onnx import images, network, normal, parse, value, with_value
 
 import onnxfix
 from onnxfix.align import GraphView, Region, align, regions
 from onnxfix.runtime.probe import LocalError, Probe, measure, piece
 from onnxfix.runtime.session import Session
+from small_onnx import images, network, normal, parse, value, with_value
 
 
 def probe(source: onnx.ModelProto, target: onnx.ModelProto) -> tuple[Probe, dict[str, int]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from small_onnx import copied, network, node, normal, parse, with_node_after, with_value, without_node
 
 import onnxfix
 from onnxfix.align import Alignment, GraphView, Region, align, regions
+from small_onnx import copied, network, node, normal, parse, with_node_after, with_value, without_node
 
 
 def cut(source: onnx.ModelProto, target: onnx.ModelProto) -> tuple[Alignment, tuple[Region, ...], tuple[Region, ...]]:

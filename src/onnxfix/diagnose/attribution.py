@@ -155,8 +155,14 @@ def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str
     """Those of the parameters that the source does not have just the same, up to a framework's kernel layout."""
     parameters = target.normal_form.parameters
     known = _contents(source, constant.source_name)
-    names = _parameters(target, constant)
-    return [n for n in names if not any(_alike(k, parameters[n]) for k in known)]
+    return [n for n in _parameters(target, constant) if not _is_known(known, n, parameters[n])]
+
+
+def _is_known(known: Mapping[str, np.ndarray], name: str, content: np.ndarray) -> bool:
+    """Whether the source has a parameter; zeros and ones tell nothing, so there a namesake decides."""
+    if name in known and np.ptp(content) == 0:
+        return _alike(known[name], content)
+    return any(_alike(other, content) for other in known.values())
 
 
 def _alike(source: np.ndarray, target: np.ndarray) -> bool:
@@ -165,10 +171,10 @@ def _alike(source: np.ndarray, target: np.ndarray) -> bool:
     return any(close(np.transpose(source, axes), target) for axes in _LAYOUTS.get(source.ndim, (range(source.ndim),)))
 
 
-def _contents(source: Model, name: str | None) -> list[np.ndarray]:
+def _contents(source: Model, name: str | None) -> dict[str, np.ndarray]:
     origin: Origin | None = source.normal_form.origins.get(name or "")
     if origin is None:
-        return []
+        return {}
     parameters = source.normal_form.parameters
-    return [parameters[n] for n in parameters_of(origin) if n in parameters]
+    return {n: parameters[n] for n in parameters_of(origin) if n in parameters}
 

@@ -104,8 +104,14 @@ def _readers(examination: Examination, finding: Finding, parameter: str, value: 
     behind = {
         n for name in finding.region.target_nodes for n in target.normal_form.provenance.get(name, ())
     }
-    reading = [node.name for node in target.proto.graph.node if parameter in node.input]
+    reading = readers(target, parameter)
     return () if all(n in behind for n in reading) else tuple(n for n in reading if n in behind)
+
+
+def readers(target: Model, parameter: str) -> tuple[str, ...]:
+    """The lowered nodes that read a parameter's content; who asks for its shape does not care."""
+    nodes = (node for node in target.proto.graph.node if node.op_type not in ("Shape", "Size"))
+    return tuple(node.name for node in nodes if parameter in node.input)
 
 
 def _lowered_attribute(target: Model, node: onnx.NodeProto, difference: Difference) -> SetAttribute | None:

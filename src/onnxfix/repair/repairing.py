@@ -19,7 +19,7 @@ from onnxfix.errors import OnnxFixError
 from onnxfix.frameworks import Framework, adapter
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
-from onnxfix.repair.remedies import Remedy, remedies
+from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
@@ -168,8 +168,7 @@ def _in_place(patch: Patch, target: Model) -> Patch:
     """Readers are named only where others keep the old value; else the parameter itself changes."""
     if not isinstance(patch, SetParameter) or not patch.readers:
         return patch
-    reading = {node.name for node in target.proto.graph.node if patch.name in node.input}
-    return replace(patch, readers=()) if reading <= set(patch.readers) else patch
+    return replace(patch, readers=()) if set(readers(target, patch.name)) <= set(patch.readers) else patch
 
 
 def _same_wish(a: Patch, b: Patch) -> bool:

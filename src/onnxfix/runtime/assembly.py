@@ -51,7 +51,7 @@ def assemble(
 
 def _tensor(name: str, content: Constant) -> onnx.TensorProto:
     if isinstance(content, np.ndarray):
-        return numpy_helper.from_array(np.ascontiguousarray(content), name)
+        return numpy_helper.from_array(np.asarray(content, order="C"), name)
     if content.name == name:
         return content
     copy = onnx.TensorProto()

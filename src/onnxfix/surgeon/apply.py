@@ -63,9 +63,9 @@ def reverted(patch: Patch) -> Patch:
 def _set_tensor(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
     for tensor in graph.initializer:
         if tensor.name == name:
-            if tuple(tensor.dims) != value.shape and tensor.dims:
+            if tuple(tensor.dims) != value.shape:
                 raise PatchError(f"{name} has shape {list(tensor.dims)}, the patch {list(value.shape)}.")
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, order="C"), name))
             return
     for node in graph.node:
         if node.op_type == "Constant" and name in node.output:
@@ -81,7 +81,7 @@ def _set_parameter(graph: onnx.GraphProto, patch: SetParameter) -> None:
         _set_tensor(graph, patch.name, patch.value)
         return
     own = _free_name(graph, f"{patch.name}/repaired")
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(patch.value), own))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(patch.value, order="C"), own))
     for node in graph.node:
         if node.name in patch.readers:
             node.input[:] = [own if v == patch.name else v for v in node.input]
@@ -121,7 +121,7 @@ def _replace(graph: onnx.GraphProto, patch: ReplaceRegion) -> None:
     del graph.node[:]
     graph.node.extend([*kept, *patch.added])
     graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in patch.constants.items()
+        numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in patch.constants.items()
     )
     for (reader, slot), value in patch.rewired.items():
         if reader:

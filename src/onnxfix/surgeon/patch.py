@@ -164,7 +164,7 @@ def _packed(value: np.ndarray) -> dict[str, Any]:
     return {
         "dtype": value.dtype.str,
         "shape": list(value.shape),
-        "data": base64.b64encode(np.ascontiguousarray(value).tobytes()).decode(),
+        "data": base64.b64encode(np.asarray(value, order="C").tobytes()).decode(),
     }
 
 
