@@ -13,13 +13,14 @@ import onnxfix.testing
 
 PUBLIC = {
     "Comparison", "Diagnosis", "Fault", "FaultKind", "Inputs", "Model", "OnnxFixError", "Repair", "assert_equivalent",
-    "canonicalize", "compare", "diagnose", "fingerprint", "is_isomorphic", "load", "repair",
+    "canonicalize", "compare", "diagnose", "export", "fingerprint", "is_isomorphic", "load", "repair",
 }
 TESTING = {
     "Injection", "InjectionError", "Opaque", "Site", "assert_equivalent", "inject", "make_names_opaque", "operators",
 }
 PARAMETERS = {
-    "load": ["obj", "inputs"],
+    "load": ["obj", "inputs", "verify"],
+    "export": ["model", "to", "path", "inputs"],
     "canonicalize": ["model"],
     "fingerprint": ["model", "weights"],
     "is_isomorphic": ["a", "b", "weights", "rtol", "atol"],

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-# `compare`, `diagnose` and `repair` are packages as well as functions: binding the functions here, eagerly, is what
-# makes `onnxfix.compare(...)` the function. The packages import frameworks and heavy libraries only when called.
+# `compare`, `diagnose`, `export` and `repair` are modules as well as functions: binding the functions here, eagerly,
+# is what makes `onnxfix.compare(...)` the function. The modules import frameworks and heavy libraries when called.
 from onnxfix.compare import Comparison, compare
 from onnxfix.diagnose import Diagnosis, Fault, FaultKind, diagnose
 from onnxfix.errors import OnnxFixError
+from onnxfix.export import export
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.repair import Repair, repair
@@ -28,6 +29,7 @@ __all__ = [
     "canonicalize",
     "compare",
     "diagnose",
+    "export",
     "fingerprint",
     "is_isomorphic",
     "load",

@@ -15,6 +15,20 @@ class LoweringError(OnnxFixError):
     """A model was read but cannot be expressed in ONNX."""
 
 
+class UnfaithfulLoweringError(LoweringError):
+    """The ONNX form of a model computes something else than the model: a fault of the lowering, not of the model.
+
+    Attributes:
+        layer: The first native layer, operator or tensor whose lowered form is wrong; None if it cannot be told.
+        nodes: The lowered nodes that stand for it.
+    """
+
+    def __init__(self, message: str, layer: str | None = None, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.nodes = nodes
+
+
 class InputError(OnnxFixError):
     """The data given cannot be fed to the models (missing, empty, NaN, wrong shape, dtype or names)."""
 

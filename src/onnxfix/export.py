@@ -15,7 +15,9 @@ from onnxfix.frameworks import Framework
 from onnxfix.model import Model, load
 
 
-def export(model: Any, to: str, path: str | Path | None = None, *, inputs: Mapping[str, np.ndarray] | None = None) -> Any:
+def export(
+    model: Any, to: str, path: str | Path | None = None, *, inputs: Mapping[str, np.ndarray] | None = None
+) -> Any:
     """Express a model in another framework, and check that it still computes the same.
 
     The model is legalised for the converter first (see :func:`onnxfix.canonical.legalize`), so that models on which

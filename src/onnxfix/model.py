@@ -128,7 +128,7 @@ class Model:
         )
 
 
-def load(obj: Any, inputs: Any = None) -> Model:
+def load(obj: Any, inputs: Any = None, *, verify: bool = False) -> Model:
     """Load a model from any framework and lower it to ONNX.
 
     Args:
@@ -136,6 +136,7 @@ def load(obj: Any, inputs: Any = None) -> Model:
             ``.tflite``), an ``onnx.ModelProto``, an ``onnx_ir.Model``, a ``torch.nn.Module`` (with ``inputs``), a
             ``torch.export.ExportedProgram``, a ``keras.Model``, a TF concrete function, or a :class:`Model`.
         inputs: Example inputs, for models that must be traced (a tensor or array, a tuple of them, or a dict).
+        verify: Also run the model in its own framework beside the lowered graph, on ``inputs`` or random ones.
 
     Returns:
         The lowered model.
@@ -143,14 +144,22 @@ def load(obj: Any, inputs: Any = None) -> Model:
     Raises:
         LoadError: nothing there, or not a model onnxfix can read.
         LoweringError: the model was read but has no ONNX form.
+        UnfaithfulLoweringError: ``verify`` found that the ONNX form computes something else; it says which layer.
         MissingDependencyError: the model's framework is not installed.
 
     Example:
         >>> model = onnxfix.load("classifier.tflite")           # doctest: +SKIP
         >>> model.inputs                                        # doctest: +SKIP
     """
-    if isinstance(obj, Model):
-        return obj
+    model = obj if isinstance(obj, Model) else _lowered(obj, inputs)
+    if verify:
+        from onnxfix.frameworks.faithful import verify_lowering
+
+        verify_lowering(model, inputs)
+    return model
+
+
+def _lowered(obj: Any, inputs: Any) -> Model:
     if isinstance(obj, str | Path):
         obj = Path(obj)
         if not obj.exists():

@@ -41,8 +41,8 @@ def to_module(model: Model, inputs: Feeds | None = None) -> Any:
     return module
 
 
-def converted(proto: onnx.ModelProto) -> Any:
-    """Legalise a graph and convert it, unchecked."""
+def converted(proto: onnx.ModelProto, for_: str = "onnx2torch") -> Any:
+    """Legalise a graph for a converter and convert it to a module, unchecked."""
     from onnxfix.canonical.legalization import legalize
 
     try:
@@ -52,7 +52,7 @@ def converted(proto: onnx.ModelProto) -> Any:
         import onnx2torch
     except ImportError as error:
         raise MissingDependencyError("onnx2torch", "pytorch", "writing a PyTorch model") from error
-    legal = legalize(proto, "onnx2torch")
+    legal = legalize(proto, for_)
     named = [i.name for i in legal.graph.input if i.name.isidentifier() and not keyword.iskeyword(i.name)]
     try:
         with quiet(), warnings.catch_warnings():

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from onnxfix.model import Model
 
 
-def function_of(model: Model) -> Any:
-    """The concrete function of a Keras or TensorFlow model."""
+def function_of(model: Model, batch: int | None = None) -> Any:
+    """The concrete function of a Keras or TensorFlow model; of a Keras model, for one batch size or any."""
     if model.framework == Framework.TENSORFLOW:
         return model.native.function
     import tensorflow as tf
 
-    specs = [tf.TensorSpec(_open(spec.shape or ()), spec.dtype, spec.name) for spec in model.inputs]
+    specs = [tf.TensorSpec(_open(spec.shape or (), batch), spec.dtype, spec.name) for spec in model.inputs]
     native = model.native
 
     def call(*tensors: Any) -> Any:
@@ -56,5 +56,6 @@ def save_function(model: Model, path: Path) -> None:
         raise ExportError(f"TensorFlow cannot save the model: {first}.") from error
 
 
-def _open(shape: tuple[int | str | None, ...]) -> list[int | None]:
-    return [dim if isinstance(dim, int) else None for dim in shape]
+def _open(shape: tuple[int | str | None, ...], batch: int | None) -> list[int | None]:
+    sizes = [dim if isinstance(dim, int) else None for dim in shape]
+    return [batch, *sizes[1:]] if sizes and sizes[0] is None else sizes

@@ -74,7 +74,7 @@ def _by_litert_torch(model: Model) -> bytes:
 
     proto = fixed(model.proto)
     static = Model(proto=proto, native=proto)
-    module = converted(proto)
+    module = converted(proto, "litert-torch")
     check_module(static, module, None)
     try:
         with quiet(), quiet_torch():
@@ -99,17 +99,37 @@ def _by_tensorflow(model: Model) -> bytes:
         import tensorflow as tf
     except ImportError as error:
         raise MissingDependencyError("tensorflow", "tensorflow", "writing a TFLite model") from error
-    try:
-        with quiet(), tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
-            if model.framework == Framework.KERAS:
-                model.native.export(folder, verbose=False)
-                converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-            else:
-                native = model.native
-                converter = tf.lite.TFLiteConverter.from_concrete_functions([native.function], native.root)
-            return bytes(converter.convert())
-    except Exception as error:  # the converter raises everything from ValueError to its own ConverterError
-        raise ExportError(f"TensorFlow's TFLite converter cannot express the model: {first_line(error)}.") from error
+    failures: list[Exception] = []
+    for attempt in (_whole, _one_by_one) if model.framework == Framework.KERAS else (_function,):
+        try:
+            with quiet():
+                return attempt(model, tf)
+        except Exception as error:  # the converter raises everything from ValueError to its own ConverterError
+            failures.append(error)
+    raise ExportError(
+        f"TensorFlow's TFLite converter cannot express the model: {first_line(failures[0])}."
+    ) from failures[0]
+
+
+def _function(model: Model, tf: Any) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([model.native.function], model.native.root)
+    return bytes(converter.convert())
+
+
+def _whole(model: Model, tf: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
+        model.native.export(folder, verbose=False)
+        return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+
+
+def _one_by_one(model: Model, tf: Any) -> bytes:
+    """With a batch of one: the lists that recurrent layers keep need to know their size."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    from onnxfix.frameworks.export_tensorflow import function_of
+
+    frozen = convert_variables_to_constants_v2(function_of(model, batch=1))
+    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen], model.native).convert())
 
 
 def check_tflite(model: Model, data: bytes, inputs: Feeds | None = None) -> None:

@@ -19,6 +19,7 @@ from onnxfix.frameworks.onnx import name_nodes
 from onnxfix.frameworks.torch_call import Call, output_names, outputs_of, to_array
 from onnxfix.frameworks.torch_constants import interpreter
 from onnxfix.frameworks.torch_mends import mend
+from onnxfix.frameworks.torch_padding import padding_as_in_inference
 
 _INNER = "lowered_module"  # attribute of the flattening wrapper that holds the module
 _METADATA = "pkg.torch.onnx."
@@ -41,9 +42,12 @@ def lower_module(module: Any, call: Call) -> tuple[onnx.ModelProto, dict[str, st
     """
     flat = _flatten(module, call)
     failures: list[Exception] = []
-    for tensors, dynamic in _attempts(flat, list(call.examples.values())):
+    examples = list(call.examples.values())
+    args, kwargs = call.bind(examples)
+    for tensors, dynamic in _attempts(flat, examples):
         try:
-            program = _export(flat, tensors, dynamic)
+            with padding_as_in_inference(module, args, kwargs):
+                program = _export(flat, tensors, dynamic)
             return _finish(_to_onnx(program), call.names)
         except Exception as error:  # torch's exporters raise everything from ValueError to AssertionError
             failures.append(error)

@@ -120,6 +120,10 @@ def _arithmetic(module: Any, operands: list[Any]) -> Any:
     return None if function is None else (each, (function, *operands))
 
 
+def _cast(module: Any, operands: list[Any]) -> Any:
+    return (each, (operator.pos, operands[0])) if "int" in str(module.torch_dtype) else None
+
+
 def _comparison(module: Any, operands: list[Any]) -> Any:
     name = getattr(getattr(module, "compare_function", None), "__name__", "")
     return (each, (operator.eq, *operands)) if name == "eq" else None
@@ -138,7 +142,7 @@ def _slice(module: Any, operands: list[Any]) -> Any:
 
 _MAKERS: dict[str, Maker] = {
     "OnnxBinaryMathOperation": _arithmetic,
-    "OnnxCast": lambda module, operands: (each, (operator.pos, operands[0])) if "int" in str(module.torch_dtype) else None,
+    "OnnxCast": _cast,
     "OnnxCompare": _comparison,
     "OnnxConcat": lambda module, operands: (joined, tuple(operands)),
     "OnnxGather": lambda module, operands: (pick, tuple(operands)),

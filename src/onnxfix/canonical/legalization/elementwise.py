@@ -112,7 +112,8 @@ def _trilu(spell: Speller) -> ir.Value | None:
     if x is None or shape is None or diagonal is None or shape[-1] is None or shape[-2] is None:
         return None
     triangle = np.triu if attribute(spell.origin, "upper", 1) else np.tril
-    mask = triangle(np.ones(shape[-2:], bool), int(np.asarray(diagonal).reshape(-1)[0]))
+    ones = np.ones((shape[-2], shape[-1]), dtype=np.bool_)
+    mask = triangle(ones, int(np.asarray(diagonal).reshape(-1)[0]))
     return spell("Where", spell.editor.literal(mask, "mask"), x, number(spell, 0, x))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -26,7 +27,7 @@ def inlined(proto: onnx.ModelProto, ops: Collection[str]) -> onnx.ModelProto:
 
 def _is_defined(op: str, version: int) -> bool:
     try:
-        schema = onnx.defs.get_schema(op, version)
+        schema: Any = onnx.defs.get_schema(op, version)  # its stubs leave the two properties out
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)

@@ -27,7 +27,7 @@ from onnxfix.canonical.legalization.resizing import RESIZING
 from onnxfix.canonical.legalization.respelling import Respell, Rule
 from onnxfix.canonical.legalization.sampling import SAMPLING
 from onnxfix.canonical.legalization.targets import DIALECTS, Dialect, Target
-from onnxfix.canonical.legalization.windows import WINDOWS
+from onnxfix.canonical.legalization.windows import WINDOWS, cropped_conv_transpose
 from onnxfix.canonical.opset import UnifyOpset
 from onnxfix.canonical.pads import ResolveAutoPad
 from onnxfix.canonical.shapes import FoldShapes
@@ -112,6 +112,8 @@ def _read(proto: onnx.ModelProto) -> ir.Model:
 
 def _passes(dialect: Dialect) -> tuple[ir.passes.InPlacePass, ...]:
     rules: dict[str, Rule] = {op: rule for op, rule in _RULES.items() if op in dialect.respelled}
+    if dialect.crops:
+        rules["ConvTranspose"] = cropped_conv_transpose
     return (
         FoldConstants(),
         FoldShapes(),

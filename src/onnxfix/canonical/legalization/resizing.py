@@ -16,6 +16,8 @@ from onnxfix.runtime.evaluation import evaluate_op
 
 # Relative; weights of the same samples, computed in another way, differ by rounding only.
 _SAME = 1e-5
+# Attributes that say which axes are resized and how far, not how one axis is.
+_WHOLE = ("axes", "keep_aspect_ratio_policy")
 _FAMILIAR = {
     "nearest": {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     "linear": {"coordinate_transformation_mode": "pytorch_half_pixel"},
@@ -124,7 +126,7 @@ def _weights(
     node: ir.Node, old: int, new: int, factor: float | None, changed: Mapping[str, str]
 ) -> np.ndarray | None:
     """The matrix [new, old] that resizes one axis; None where resizing is not linear (a constant is filled in)."""
-    attributes = {name: attribute(node, name) for name in node.attributes if name not in ("axes", "keep_aspect_ratio_policy")}
+    attributes = {name: attribute(node, name) for name in node.attributes if name not in _WHOLE}
     if changed:
         attributes = {"mode": attributes.get("mode", "nearest"), **changed}
     if attributes.get("extrapolation_value", 0.0):
@@ -188,7 +190,8 @@ def _mapped(spell: Speller, x: ir.Value, axis: int, rank: int, weights: np.ndarr
     perm = [k for k in range(rank) if k != axis] + [axis]
     back = [perm.index(k) for k in range(rank)]
     last = spell("Transpose", x, perm=perm)
-    return spell("Transpose", spell("MatMul", last, spell.editor.literal(weights.T.astype(dtype), "weights")), perm=back)
+    product = spell("MatMul", last, spell.editor.literal(weights.T.astype(dtype), "weights"))
+    return spell("Transpose", product, perm=back)
 
 
 RESIZING: dict[str, Rule] = {"Resize": _resize}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -25,19 +25,21 @@ class Dialect:
         respelled: Op types that it lacks or gets wrong, to be spelled by others.
         torch: It runs the model in PyTorch: pools, resizes and padding must be ones that PyTorch has, every output
             must be the only output of a node of its own, and names must be ones that PyTorch modules can have.
+        crops: Transposed convolutions do not pad: what their padding would crop is sliced off.
     """
 
     opset: int
     defined: frozenset[str]
     respelled: frozenset[str]
     torch: bool
+    crops: bool = False
 
 
 # Ops whose definition in the ONNX standard is itself a graph of simpler ops.
 _DEFINED = frozenset(
-    {"AffineGrid", "Attention", "CenterCropPad", "DynamicQuantizeLinear", "Gelu", "GroupNormalization", "MeanVarianceNormalization", "Mish",
-     "NegativeLogLikelihoodLoss", "RMSNormalization", "RotaryEmbedding", "Shrink", "SoftmaxCrossEntropyLoss", "Swish",
-     "ThresholdedRelu"}
+    {"AffineGrid", "Attention", "CenterCropPad", "DynamicQuantizeLinear", "Gelu", "GroupNormalization",
+     "MeanVarianceNormalization", "Mish", "NegativeLogLikelihoodLoss", "RMSNormalization", "RotaryEmbedding", "Shrink",
+     "SoftmaxCrossEntropyLoss", "Swish", "ThresholdedRelu"}
 )
 # What onnx2torch 1.5 has no converter for, or none that is right for all cases, and opset 17 can say otherwise.
 _NOT_IN_ONNX2TORCH = frozenset(
@@ -51,7 +53,7 @@ _TORCH = Dialect(opset=17, defined=_DEFINED, respelled=_NOT_IN_ONNX2TORCH, torch
 # litert-torch reads PyTorch programs, so ONNX reaches it through onnx2torch.
 DIALECTS: dict[Target, Dialect] = {
     Target.ONNX2TORCH: _TORCH,
-    Target.LITERT_TORCH: _TORCH,
+    Target.LITERT_TORCH: replace(_TORCH, crops=True),
     Target.ONNX2TF: Dialect(17, _DEFINED, frozenset({"CastLike", "GridSample", "Mod"}), torch=False),
     Target.TF2ONNX_TFLITE: Dialect(18, _DEFINED, frozenset({"CastLike"}), torch=False),
 }

@@ -99,14 +99,23 @@ def _pad(spell: Speller, x: ir.Value | None, pads: tuple[Sequence[int], Sequence
 
 
 def _conv_transpose(spell: Speller) -> ir.Value | None:
+    """Padding that differs at both ends is cropped."""
+    pads = integers(spell.origin, "pads", ())
+    half = len(pads) // 2
+    if "output_shape" in spell.origin.attributes:
+        return _enlarged(spell)
+    return None if pads[:half] == pads[half:] else cropped_conv_transpose(spell)
+
+
+def cropped_conv_transpose(spell: Speller) -> ir.Value | None:
     """``ConvTranspose(x, W, b, p) = Slice(ConvTranspose(x, W, b), p)``: its padding is what it crops."""
     node = spell.origin
     window = integers(node, "kernel_shape", ())
     count = len(window)
+    pads = integers(node, "pads", [0] * (2 * count))
     if "output_shape" in node.attributes:
         return _enlarged(spell)
-    pads = integers(node, "pads", [0] * (2 * count))
-    if pads[:count] == pads[count:] or not window or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+    if not any(pads) or not window or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return None
     extra = integers(node, "output_padding", [0] * count)
     ends = [max(p - o, 0) for p, o in zip(pads[count:], extra, strict=True)]
