@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress, examine
-from onnxfix.diagnose.fault import Diagnosis
+from onnxfix.diagnose.fault import Diagnosis, Fault
 from onnxfix.diagnose.faults import causes
 from onnxfix.diagnose.runtime import runtime_notes
 from onnxfix.inputs import Inputs
@@ -65,8 +66,23 @@ def diagnose(
 def concluded(examination: Examination, found: tuple[Cause, ...], data: Inputs) -> Diagnosis:
     """The diagnosis that an examination comes to."""
     return Diagnosis(
-        faults=tuple(cause.fault for cause in found),
+        faults=_distinct(found),
         aligned=float(np.round(examination.alignment.fraction, 6)),
         comparison=examination.comparison,
         notes=(*examination.notes, *runtime_notes(examination.target, data)),
     )
+
+
+def _distinct(found: tuple[Cause, ...]) -> tuple[Fault, ...]:
+    """The faults; a parameter that is wrong for several readers is one fault, and names them all."""
+    faults: dict[object, Fault] = {}
+    for cause in found:
+        key = cause if cause.attribution is None else cause.attribution.parameter
+        first = faults.get(key)
+        if first is None:
+            faults[key] = cause.fault
+            continue
+        targets = tuple(dict.fromkeys((*first.target_nodes, *cause.fault.target_nodes)))
+        sources = tuple(dict.fromkeys((*first.source_nodes, *cause.fault.source_nodes)))
+        faults[key] = replace(first, target_nodes=targets, source_nodes=sources)
+    return tuple(faults.values())
