@@ -160,7 +160,8 @@ def _by_name(origin: Any, model: Any, feeds: list[np.ndarray]) -> dict[str, np.n
         value = left[0] if fitting is None else fitting
         left = [v for v in left if v is not value]
         if fitting is None:
-            value = np.moveaxis(value, -1, 1) if _fits(np.moveaxis(value, -1, 1).shape, shape) else np.moveaxis(value, 1, -1)
+            first = np.moveaxis(value, -1, 1)
+            value = first if _fits(first.shape, shape) else np.moveaxis(value, 1, -1)
         named[spec.name] = np.ascontiguousarray(value.astype(spec.dtype))
     return named
 
@@ -176,7 +177,8 @@ def _apart(first: list[np.ndarray], second: list[np.ndarray]) -> float:
     worst = 0.0
     for a, b in zip(first, second, strict=True):
         if a.shape != b.shape:
-            b = next((m for m in (np.moveaxis(b, -1, 1), np.moveaxis(b, 1, -1)) if m.shape == a.shape), b.reshape(a.shape))
+            moved = (np.moveaxis(b, -1, 1), np.moveaxis(b, 1, -1))
+            b = next((m for m in moved if m.shape == a.shape), b.reshape(a.shape))
         worst = max(worst, float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(a).max(), 1e-30)))
     return worst
 

@@ -200,7 +200,7 @@ class BertLayer(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Causal decoder with tied embedding, tanh GELU and a mask that is a buffer; torch's fused attention in one block."""
+    """Causal decoder with tied embedding, tanh GELU, a mask that is a buffer; torch's fused attention in one block."""
 
     def __init__(self, words: int = 100, width: int = 48, depth: int = 3, heads: int = 4, longest: int = 32) -> None:
         super().__init__()

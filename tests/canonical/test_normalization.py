@@ -44,7 +44,6 @@ def test_spelled_out_layer_normalization_is_recognized(rest: str) -> None:
 @pytest.mark.parametrize(
     ("rest", "changed"),
     [
-        ("y = Div(d, s)", {"axes": np.array([1])}),
         ("r = Reciprocal(s) p = Mul(x, r) z = Mul(m, r) y = Add(p, z)", {}),
         ("r = Reciprocal(s) i = Mul(r, g) p = Mul(x, i) z = Mul(m, r) y = Sub(p, z)", {}),
         ("y = Div(x, s)", {}),
@@ -52,6 +51,11 @@ def test_spelled_out_layer_normalization_is_recognized(rest: str) -> None:
 )
 def test_other_things_are_not(rest: str, changed: dict[str, np.ndarray]) -> None:
     assert "LayerNormalization" not in recognized(STATISTICS + rest, **changed)
+
+
+def test_other_axes_are_normalized_between_transposes() -> None:
+    found = recognized(STATISTICS + "n = Div(d, s) y = Mul(n, g)", axes=np.array([1]), g=normal(4, 1))
+    assert found == ["Transpose", "LayerNormalization", "Transpose", "Mul"]
 
 
 def test_a_factor_along_another_axis_is_not_folded() -> None:

@@ -24,6 +24,7 @@ from onnxfix.canonical.queries import (
     producer,
     rank,
     reader,
+    scalar,
     used_once,
 )
 from onnxfix.canonical.rewriting import Editor, array, is_constant
@@ -145,6 +146,8 @@ class FoldAffineAfter(ir.passes.InPlacePass):
             linear = producer(pair[0], *_LINEAR)
             if linear is not None and foldable(linear) and used_once(linear.outputs[0]):
                 self._fold(editor, node, linear, pair[1])
+            elif node.op_type == "Mul" and _scale_before_clip(editor, node, pair):
+                continue
             elif node.op_type == "Mul":
                 _fold_into_matmul(editor, node, producer(pair[0], "MatMul"), pair[1])
         return ir.passes.PassResult(model, editor.modified)
@@ -170,6 +173,25 @@ class FoldAffineAfter(ir.passes.InPlacePass):
         )
         editor.replace(node.outputs[0], folded.outputs[0])
         editor.remove([node, linear])
+
+
+def _scale_before_clip(editor: Editor, node: ir.Node, pair: tuple[ir.Value, ir.Value]) -> bool:
+    """``Clip(Conv(x), a, b) * s = Clip(Conv(x) * s, a * s, b * s)`` for a number s > 0, for the Conv to take in."""
+    clip = producer(pair[0], "Clip")
+    scale = scalar(pair[1])
+    linear = None if clip is None else producer(clip.inputs[0], *_LINEAR)
+    if clip is None or scale is None or scale <= 0 or rank(pair[1]) != 0 or not used_once(clip.outputs[0]):
+        return False
+    if linear is None or not foldable(linear) or not used_once(linear.outputs[0]) or feeds_steps(node.outputs[0]):
+        return False
+    if any(bound is not None and not is_constant(bound) for bound in clip.inputs[1:]):
+        return False
+    scaled = editor.node("Mul", [clip.inputs[0], pair[1]], like=[node], before=node)
+    bounds = [None if bound is None else editor.constant("Mul", bound, pair[1]) for bound in clip.inputs[1:]]
+    clipped = editor.node("Clip", [scaled.outputs[0], *bounds], like=[clip], before=node)
+    editor.replace(node.outputs[0], clipped.outputs[0])
+    editor.remove([node, clip])
+    return True
 
 
 def _shifted(editor: Editor, bias: ir.Value, vector: ir.Value, op: str) -> ir.Value:

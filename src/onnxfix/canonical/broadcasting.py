@@ -1,11 +1,13 @@
-"""One spelling for constants that broadcast: no leading dimensions of size one, single elements as scalars."""
+"""One spelling for operands that broadcast: constants without leading ones, all others of the same rank."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfix.canonical.permutation import stripped
-from onnxfix.canonical.rewriting import Editor, array, is_op, live, rank
+from onnxfix.canonical.permutation import reshape, stripped
+from onnxfix.canonical.reshaping import constant_target
+from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, rank
+from onnxfix.canonical.symbolic import Size, sizes_of
 
 _OPS = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "PRelu", "Where", "Equal", "Greater", "Less",
@@ -14,7 +16,10 @@ _OPS = frozenset(
 
 
 class SpellBroadcasts(ir.passes.InPlacePass):
-    """``f(x, c[1, C, 1, 1]) -> f(x, c[C, 1, 1])`` and ``f(x, c[1]) -> f(x, c[])`` where x has at least that rank."""
+    """``f(x, c[1, C, 1, 1]) -> f(x, c[C, 1, 1])`` and ``f(x, c[1]) -> f(x, c[])`` where x has at least that rank.
+
+    ``f(x[B, S, D], y[S, D]) -> f(x, Reshape(y, [1, S, D]))`` for computed operands, which then meet other Reshapes.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Look at every constant operand once."""
@@ -29,4 +34,22 @@ class SpellBroadcasts(ir.passes.InPlacePass):
                 others = [rank(other) for k, other in enumerate(node.inputs) if k != slot]
                 if any(r is not None and r >= content.ndim for r in others):
                     node.replace_input_with(slot, stripped(editor, value))
+            _same_ranks(editor, node)
         return ir.passes.PassResult(model, editor.modified)
+
+
+def _same_ranks(editor: Editor, node: ir.Node) -> None:
+    """Give computed operands of lower rank the leading ones that broadcasting supplies."""
+    computed = [value for value in node.inputs if value is not None and not is_constant(value)]
+    ranks = [rank(value) for value in computed]
+    highest = rank(node.outputs[0])
+    if is_op(node, "PRelu") or highest is None or highest not in ranks or None in ranks:
+        return
+    for slot, value in enumerate(node.inputs):
+        if value not in computed or rank(value) in (0, highest):
+            continue
+        sizes = sizes_of(value) or []
+        full = [Size(1)] * (highest - len(sizes)) + sizes
+        target = constant_target(sizes, full)
+        if value is not None and target is not None:
+            node.replace_input_with(slot, reshape(editor, value, target, full, [node], node))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.channels import is_made_up_zero, plain_gemm
+from onnxfix.canonical.permutation import reshape
 from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, producer, rank, reader, scalar
+from onnxfix.canonical.regrouping import groups
+from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, is_constant
+from onnxfix.canonical.symbolic import sizes_of
 
 
 class SpellDense(ir.passes.InPlacePass):
@@ -144,10 +150,12 @@ class LiftFlattening(ir.passes.InPlacePass):
                 continue
             if not is_constant(node.inputs[1]) or not is_constant(node.inputs[2]) or dims(node.inputs[2]) != kernel[1:]:
                 continue
-            if len(shape) >= 3 and shape[-1] == kernel[0] and _is_sequence(shape[:-1]):
+            if len(shape) >= 3 and shape[-1] == kernel[0] and is_sequence(shape[:-1]):
                 self._lift(editor, node, flat, kernel[1])
             else:
                 _unflatten(editor, node, flat, kernel)
+        for node in nodes_of(model.graph, "MatMul"):
+            _plain_batch(editor, node)
         return ir.passes.PassResult(model, editor.modified)
 
     @staticmethod
@@ -171,7 +179,7 @@ def _unflatten(editor: Editor, node: ir.Node, flat: ir.Node, kernel: tuple[int |
     """Where the result becomes [..., O] of higher rank again, the operand may as well become [..., K]."""
     back = reader(node.outputs[0], "Reshape")
     wanted = None if back is None or back.inputs[0] is not node.outputs[0] else dims(back.outputs[0])
-    if back is None or wanted is None or len(wanted) < 3 or wanted[-1] != kernel[1] or not _is_sequence(wanted[:-1]):
+    if back is None or wanted is None or len(wanted) < 3 or wanted[-1] != kernel[1] or not is_sequence(wanted[:-1]):
         return
     if sum(d is None for d in wanted) > 1:
         return
@@ -181,8 +189,36 @@ def _unflatten(editor: Editor, node: ir.Node, flat: ir.Node, kernel: tuple[int |
     editor.remove([back, node, flat])
 
 
-def _is_sequence(leading: tuple[int | None, ...]) -> bool:
+def is_sequence(leading: Sequence[int | None]) -> bool:
     """Whether leading dimensions are a batch of sequences: of rank 2 with more than one step, or really several."""
     if len(leading) == 2:
         return leading[1] != 1
     return sum(d != 1 for d in leading) >= 2
+
+
+def _plain_batch(editor: Editor, node: ir.Node) -> None:
+    """``Reshape(x[A, B, C, D], [A1, A2, B, C * D]) @ W = Reshape(Reshape(x, [A, B, C * D]) @ W, [A1, A2, B, O])``.
+
+    The batch of a dense layer is what it is in the value that is flattened for it.
+    """
+    flat, kernel = producer(node.inputs[0], "Reshape"), node.inputs[1]
+    columns = sizes_of(kernel)
+    value = None if flat is None else flat.inputs[0]
+    if flat is None or value is None or columns is None or len(columns) != 2 or not is_constant(kernel):
+        return
+    source, sizes = sizes_of(value), sizes_of(flat.outputs[0])
+    found = None if source is None or sizes is None else groups(source, sizes)
+    if source is None or sizes is None or not found or len(found[-1].before) < 2:
+        return
+    if [k for k in found[-1].after if sizes[k].number != 1] != [len(sizes) - 1]:
+        return
+    batch = source[: found[-1].before[0]]
+    wanted, result = [*batch, sizes[-1]], [*batch, columns[1]]
+    target, back = constant_target(source, wanted), constant_target(result, [*sizes[:-1], columns[1]])
+    if wanted == sizes or len(wanted) < 3 or target is None or back is None:
+        return
+    operand = reshape(editor, value, target, wanted, [flat], node)
+    product = editor.node("MatMul", [operand, kernel], like=[node], before=node)
+    full = reshape(editor, product.outputs[0], back, [*sizes[:-1], columns[1]], [flat], node)
+    editor.replace(node.outputs[0], full)
+    editor.remove([node, flat])

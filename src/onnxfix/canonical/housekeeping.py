@@ -181,7 +181,9 @@ class RemoveDeadCode(ir.passes.InPlacePass):
 
 
 # Outputs past the first that a node may simply not have.
-_OPTIONAL_OUTPUTS = frozenset({"MaxPool", "Dropout", "BatchNormalization", "LayerNormalization"})
+_OPTIONAL_OUTPUTS = frozenset(
+    {"MaxPool", "Dropout", "BatchNormalization", "LayerNormalization", "LSTM", "GRU", "RNN"}
+)
 
 
 def _drop_outputs(editor: Editor, node: ir.Node) -> None:

@@ -69,6 +69,10 @@ def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
             raise CanonicalizationError(f"initializer {value.name} has no data: load the model with its external data.")
         _own(value, value.const_value)
     constants = set(graph.initializers.values())
+    for body in graph.subgraphs():
+        for value in body.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _detached(value.const_value, value.name)
     kept = [value for value in graph.inputs if value not in constants]
     graph.inputs.clear()
     graph.inputs.extend(kept)
@@ -106,9 +110,13 @@ def _bind_batch(graph: ir.Graph, batch: int) -> None:
 
 def _own(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Detach a constant from the lowered model's tensor, whose name must not follow ours."""
-    value.const_value = ir.Tensor(tensor.numpy(), name=value.name, dtype=tensor.dtype)
+    value.const_value = _detached(tensor, value.name)
     value.shape, value.type = ir.Shape(tensor.numpy().shape), ir.TensorType(tensor.dtype)
     value.meta[ORIGIN] = Parameter(value.name or "")
+
+
+def _detached(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy(), name=name, dtype=tensor.dtype)
 
 
 def _stamp(model: ir.Model) -> None:

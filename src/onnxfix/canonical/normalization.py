@@ -10,26 +10,28 @@ import onnx_ir as ir
 
 from onnxfix.canonical.channels import is_made_up_zero
 from onnxfix.canonical.origins import Literal
+from onnxfix.canonical.permutation import inverse as inverted
+from onnxfix.canonical.permutation import permute
 from onnxfix.canonical.queries import dims, finite, is_float, nodes_of, operands, producer, rank, scalar, used_once
 from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of
 
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Mean and ``1 / Sqrt(variance + epsilon)`` of a value over its last axes, and the nodes that compute them."""
+    """Mean and ``1 / Sqrt(variance + epsilon)`` of a value over some axes, and the nodes that compute them."""
 
     value: ir.Value
     mean: ir.Value
     centered: ir.Value
     deviation: ir.Value
-    axis: int
+    axes: tuple[int, ...]
     shape: tuple[int, ...]
     epsilon: float
     nodes: tuple[ir.Node, ...]
 
 
 class RecognizeLayerNorm(ir.passes.InPlacePass):
-    """Chains of means and differences over the last axes become LayerNormalization.
+    """Chains of means and differences over the same axes become LayerNormalization, between Transposes if need be.
 
     With ``m = ReduceMean(x)``, ``d = x - m``, ``s = Sqrt(ReduceMean(d * d) + epsilon)``:
 
@@ -62,25 +64,24 @@ def _statistics(root: ir.Node) -> _Statistics | None:
     if center is None or mean is None or mean.inputs[0] is not center.inputs[0] or mean.inputs[0] is None:
         return None
     value = mean.inputs[0]
-    axis = _trailing(mean, value)
-    sizes = (dims(value) or ())[axis:] if axis is not None else ()
-    if axis is None or axis != _trailing(variance, value) or any(d is None for d in sizes):
+    axes = _axes(mean, value)
+    shape = dims(value) or ()
+    if axes is None or axes != _axes(variance, value) or any(shape[a] is None for a in axes):
         return None
     return _Statistics(
-        value=value, mean=mean.outputs[0], centered=center.outputs[0], deviation=root.outputs[0], axis=axis,
-        shape=tuple(int(d or 0) for d in sizes), epsilon=scalar(pair[1]) or 0.0,
+        value=value, mean=mean.outputs[0], centered=center.outputs[0], deviation=root.outputs[0], axes=axes,
+        shape=tuple(int(shape[a] or 0) for a in axes), epsilon=scalar(pair[1]) or 0.0,
         nodes=(root, add, variance, square, center, mean),
     )
 
 
-def _trailing(reduction: ir.Node, value: ir.Value) -> int | None:
-    """The first axis of a reduction over the last axes that keeps them as ones."""
+def _axes(reduction: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
+    """The axes of a reduction that keeps them as ones."""
     axes = array(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
     size = rank(value)
     if axes is None or not size or not reduction.attributes.get_int("keepdims", 1):
         return None
-    found = sorted(int(a) % size for a in axes.reshape(-1))
-    return found[0] if found and found == list(range(found[0], size)) else None
+    return tuple(sorted(int(a) % size for a in axes.reshape(-1))) or None
 
 
 def _users(value: ir.Value, *ops: str) -> Iterator[ir.Node]:
@@ -194,20 +195,33 @@ def _emit(
     inner: list[ir.Node],
 ) -> None:
     """Replace ``node`` by the normalization."""
-    dtype = statistics.value.dtype
-    scale = None if gamma is None else spread(editor, gamma, statistics.shape)
-    shift = None if beta is None else spread(editor, beta, statistics.shape)
+    dtype, size = statistics.value.dtype, rank(statistics.value) or 0
+    perm = (*(k for k in range(size) if k not in statistics.axes), *statistics.axes)
+    scale = None if gamma is None else spread(editor, _moved(editor, gamma, perm), statistics.shape)
+    shift = None if beta is None else spread(editor, _moved(editor, beta, perm), statistics.shape)
     if dtype is None or (gamma is not None and scale is None) or (beta is not None and shift is None):
         return
     scale = scale or editor.literal(np.ones(statistics.shape, dtype.numpy()), "scale")
     shift = shift or editor.literal(np.zeros(statistics.shape, dtype.numpy()), "bias")
+    like = [node, *(n for n in inner if n is not node), *statistics.nodes]
     made = editor.node(
-        "LayerNormalization", [statistics.value, scale, shift],
-        like=[node, *(n for n in inner if n is not node), *statistics.nodes], before=node,
-        attributes={"axis": statistics.axis, "epsilon": statistics.epsilon, "stash_type": 1},
+        "LayerNormalization",
+        [permute(editor, statistics.value, perm, like, node, like_shape=statistics.value), scale, shift],
+        like=like, before=node,
+        attributes={"axis": size - len(statistics.axes), "epsilon": statistics.epsilon, "stash_type": 1},
     )
-    editor.replace(node.outputs[0], made.outputs[0])
+    result = permute(editor, made.outputs[0], inverted(perm), like, node, like_shape=node.outputs[0])
+    editor.replace(node.outputs[0], result)
     editor.remove([node])
+
+
+def _moved(editor: Editor, constant: ir.Value, perm: tuple[int, ...]) -> ir.Value:
+    """A constant that broadcasts with a value, as it broadcasts with the transposed value."""
+    shape = np.asarray(array(constant)).shape
+    if list(perm) == sorted(perm) or len(shape) > len(perm):
+        return constant
+    full = np.array([1] * (len(perm) - len(shape)) + list(shape), np.int64)
+    return editor.constant("Transpose", editor.constant("Reshape", constant, editor.literal(full)), perm=list(perm))
 
 
 def spread(editor: Editor, constant: ir.Value, shape: tuple[int, ...]) -> ir.Value | None:

@@ -14,6 +14,7 @@ from onnxfix.canonical.activations import RecognizeActivations
 from onnxfix.canonical.affine import FoldAffineAfter, FoldAffineBefore, MergeAffine, SplitBatchNorm
 from onnxfix.canonical.arithmetic import SpellArithmetic
 from onnxfix.canonical.bias import ExplicitBias
+from onnxfix.canonical.bodies import CleanBodies
 from onnxfix.canonical.broadcasting import SpellBroadcasts
 from onnxfix.canonical.casts import SpellCasts
 from onnxfix.canonical.clipping import SpellClips
@@ -29,6 +30,7 @@ from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.masks import SpellMasks
 from onnxfix.canonical.naming import emit
+from onnxfix.canonical.norm_folding import FoldNormIntoDense
 from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNorm
 from onnxfix.canonical.opset import UnifyOpset
 from onnxfix.canonical.ordering import OrderOperands
@@ -76,6 +78,7 @@ class NormalForm:
 def passes() -> tuple[ir.passes.InPlacePass, ...]:
     """The passes of one round, in order."""
     return (
+        CleanBodies(),
         SpellCasts(),
         FoldConstants(),
         FoldShapes(),
@@ -106,6 +109,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         FoldPads(),
         MergeAffine(),
         FoldIntoLayerNorm(),
+        FoldNormIntoDense(),
         FoldAffineAfter(),
         FoldAffineBefore(),
         SpellPools(),

@@ -15,8 +15,8 @@ _GLOBAL = {"ReduceMean": "GlobalAveragePool", "AveragePool": "GlobalAveragePool"
 class SpellPools(ir.passes.InPlacePass):
     """Pools over the whole map become GlobalAveragePool and GlobalMaxPool.
 
-    - ``ReduceMean(x, axes=[2, 3]) = GlobalAveragePool(x)`` (rank 4 and 5; without keepdims a Reshape follows); for
-      rank 3 it is the other way round, where reductions over a sequence are written as such
+    - ``ReduceMean(x, axes=[2, 3]) = GlobalAveragePool(x)`` where at least two axes are longer than one; over a
+      sequence it is the other way round, since reductions are written as such there
     - ``AveragePool(x, kernel=map) = GlobalAveragePool(x)`` where nothing pads
     - ceil_mode=0 where rounding up or down gives the same size, count_include_pad=0 where nothing pads
     """
@@ -31,8 +31,7 @@ class SpellPools(ir.passes.InPlacePass):
             if _covers(node):
                 _replace(editor, node, _GLOBAL[node.op_type])
         for node in nodes_of(model.graph, "GlobalAveragePool", "GlobalMaxPool"):
-            if rank(node.inputs[0]) == 3:
-                _sequence(editor, node)
+            _sequence(editor, node)
         return ir.passes.PassResult(model, editor.modified)
 
 
@@ -48,22 +47,20 @@ def _reduction(editor: Editor, node: ir.Node) -> None:
     axes = array(node.inputs[1]) if len(node.inputs) > 1 else None
     if size not in (4, 5) or axes is None or sorted(int(a) % size for a in axes) != list(range(2, size)):
         return
-    if not is_float(node.inputs[0]):
-        return
-    if node.attributes.get_int("keepdims", 1):
+    keepdims = node.attributes.get_int("keepdims", 1)
+    if keepdims and is_float(node.inputs[0]):
         _replace(editor, node, _GLOBAL[node.op_type])
-        return
-    pooled = editor.node(_GLOBAL[node.op_type], node.inputs[:1], like=[node], before=node)
-    target = editor.literal(np.array([0, 0], np.int64))
-    flat = editor.node("Reshape", [pooled.outputs[0], target], like=[node], before=node, attributes={"allowzero": 0})
-    editor.replace(node.outputs[0], flat.outputs[0])
-    editor.remove([node])
 
 
 def _sequence(editor: Editor, node: ir.Node) -> None:
+    """A pool over at most one axis that is longer than one."""
+    axes = [k for k, size in enumerate(dims(node.inputs[0]) or ()) if k >= 2 and size != 1]
+    size = rank(node.inputs[0])
+    if size is None or len(axes) > 1:
+        return
     op = "ReduceMean" if node.op_type == "GlobalAveragePool" else "ReduceMax"
-    axes = editor.literal(np.array([2], np.int64))
-    reduced = editor.node(op, [node.inputs[0], axes], like=[node], before=node,
+    operand = editor.literal(np.array(axes or range(2, size), np.int64))
+    reduced = editor.node(op, [node.inputs[0], operand], like=[node], before=node,
                           attributes={"keepdims": 1, "noop_with_empty_axes": 0})
     editor.replace(node.outputs[0], reduced.outputs[0])
     editor.remove([node])

@@ -33,7 +33,7 @@ class SinkReshapes(ir.passes.InPlacePass):
 
 def _sink(editor: Editor, node: ir.Node) -> None:
     movers = [producer(value, "Reshape") for value in node.inputs]
-    present = [mover for mover in movers if mover is not None]
+    present = sorted((m for m in movers if m is not None), key=_elements, reverse=True)
     if not present or present[0].inputs[0] is None or not is_constant(present[0].inputs[1]):
         return
     shape, sizes = sizes_of(present[0].inputs[0]), sizes_of(present[0].outputs[0])
@@ -42,7 +42,7 @@ def _sink(editor: Editor, node: ir.Node) -> None:
     inputs: list[ir.Value | None] = []
     moved: dict[int, list[int]] = {}
     for slot, (value, mover) in enumerate(zip(node.inputs, movers, strict=True)):
-        if mover is not None and sizes_of(mover.inputs[0]) == shape and sizes_of(mover.outputs[0]) == sizes:
+        if mover is not None and _alike(mover, shape, sizes):
             inputs.append(mover.inputs[0])
         elif value is None or (is_constant(value) and value.shape is not None and _single(value, shape)):
             inputs.append(value)
@@ -62,6 +62,31 @@ def _sink(editor: Editor, node: ir.Node) -> None:
         new.outputs[0].type = node.outputs[0].type
     editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, sizes, present, node))
     editor.remove([node, *present])
+
+
+def _elements(mover: ir.Node) -> int:
+    """Elements of a reshaped value, symbols not counted: the operand with most has the shape of the result."""
+    return int(np.prod([size.factor for size in sizes_of(mover.outputs[0]) or ()]))
+
+
+def _alike(mover: ir.Node, shape: Sequence[Size], sizes: Sequence[Size]) -> bool:
+    """Whether a Reshape is one from ``shape`` to ``sizes``, up to axes along which its operand broadcasts."""
+    before, after = sizes_of(mover.inputs[0]), sizes_of(mover.outputs[0])
+    if before == shape and after == sizes:
+        return True
+    found = groups(shape, sizes)
+    if before is None or after is None or found is None or len(before) != len(shape) or len(after) != len(sizes):
+        return False
+    one, grouped = Size(1), {k for group in found for k in group.before}
+    if any(before[k] != one for k in range(len(shape)) if k not in grouped):
+        return False
+    for group in found:
+        whole = all(before[k] == shape[k] for k in group.before) and all(after[k] == sizes[k] for k in group.after)
+        if (not whole and any(before[k] != one for k in group.before)) or (
+            not whole and any(after[k] != one for k in group.after)
+        ):
+            return False
+    return True
 
 
 def _shape_before(value: ir.Value, shape: Sequence[Size], sizes: Sequence[Size]) -> list[int] | None:

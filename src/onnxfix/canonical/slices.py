@@ -163,6 +163,10 @@ def _slice(editor: Editor, node: ir.Node) -> None:
             editor.replace(node.outputs[0], merged)
             editor.remove([node, inner])
             return
+    whole = [piece for piece in pieces if piece[1:] == (0, _END, 1)]
+    pieces = [piece for piece in pieces if piece not in whole]
+    if not pieces and node.inputs[0] is not None:
+        return  # takes all: it is removed elsewhere
     written = [list(column) for column in zip(*sorted(pieces), strict=True)]
     given = [array(v) for v in node.inputs[1:]]
     order = [given[k] for k in (2, 0, 1, 3)] if len(given) == 4 else []

@@ -1,0 +1,138 @@
+"""Push reshapes of leading dimensions through ops that work on blocks: Softmax, norms, reductions, products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfix.canonical.dense import is_sequence
+from onnxfix.canonical.permutation import rebuild, reshape
+from onnxfix.canonical.reductions import OPS as REDUCTIONS
+from onnxfix.canonical.regrouping import groups
+from onnxfix.canonical.reshaping import constant_target
+from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live, producer, rank
+from onnxfix.canonical.symbolic import Size, sizes_of
+
+
+class SinkThroughBlocks(ir.passes.InPlacePass):
+    """``f(Reshape(x)) -> Reshape(f(x))`` where f works along axes that the Reshape leaves alone.
+
+    Softmax, LayerNormalization, reductions, and MatMul with a constant matrix. In products of two computed operands,
+    leading dimensions of size one are left out: ``[1, H, S, K] @ [1, H, K, T]`` is ``[H, S, K] @ [H, K, T]`` between
+    Reshapes, wherever a converter keeps the ones.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Push through the whole graph in one topological walk."""
+        editor = Editor(model.graph)
+        for node in live(model.graph):
+            if is_op(node, "MatMul") and not any(is_constant(value) for value in node.inputs):
+                _without_ones(editor, node)
+                continue
+            mover = producer(node.inputs[0], "Reshape") if node.inputs else None
+            if mover is None or not is_constant(mover.inputs[1]):
+                continue
+            if is_op(node, "Softmax", "LogSoftmax", *REDUCTIONS):
+                _along_axes(editor, node, mover)
+            elif is_op(node, "LayerNormalization", "MatMul"):
+                _trailing(editor, node, mover)
+        return ir.passes.PassResult(model, editor.modified)
+
+
+def _sizes(mover: ir.Node) -> tuple[list[Size], list[Size]] | None:
+    before, after = sizes_of(mover.inputs[0]), sizes_of(mover.outputs[0])
+    return None if before is None or after is None else (before, after)
+
+
+def _along_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
+    """An axis may be moved among ones but neither split nor merged."""
+    sizes = _sizes(mover)
+    found = None if sizes is None else groups(*sizes)
+    if sizes is None or found is None:
+        return
+    before, after = sizes
+    single = is_op(node, "Softmax", "LogSoftmax")
+    given = [attribute(node, "axis", -1)] if single else array(node.inputs[1]) if len(node.inputs) > 1 else None
+    if given is None or not (single or attribute(node, "keepdims", 1)):
+        return
+    axes = [int(a) % len(after) for a in given]
+    places = {}
+    for group in found:
+        long = [k for k in group.after if after[k].number != 1]
+        if len(group.before) == 1 and len(long) == 1:
+            places[long[0]] = group.before[0]
+    if any(a not in places for a in axes):
+        return
+    moved = [places[a] for a in axes]
+    if single:
+        _write(editor, node, mover, before, after, {"axis": moved[0]})
+        return
+    literal = editor.literal(np.array(sorted(moved), np.int64), "axes")
+    result = [Size(1) if k in axes else size for k, size in enumerate(after)]
+    source = [Size(1) if k in moved else size for k, size in enumerate(before)]
+    _write(editor, node, mover, source, result, {}, literal)
+
+
+def _trailing(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
+    """LayerNormalization and MatMul work on the last axes; what is before them is their batch."""
+    sizes = _sizes(mover)
+    if sizes is None or len(node.outputs) > 1:
+        return
+    before, after = sizes
+    if is_op(node, "MatMul"):
+        kernel = sizes_of(node.inputs[1])
+        if not is_constant(node.inputs[1]) or kernel is None or len(kernel) != 2:
+            return
+        if len(after) == 2 and not is_sequence([size.number for size in before[:-1]]):
+            return  # a dense layer on vectors
+        count, result, attributes = 1, kernel[1:], {}
+    else:
+        count = len(after) - attribute(node, "axis", -1) % len(after)
+        result, attributes = after[len(after) - count :], {"axis": len(before) - count}
+    if len(before) <= count or len(after) <= count or before[-count:] != after[-count:]:
+        return
+    _write(editor, node, mover, [*before[:-count], *result], [*after[:-count], *result], attributes)
+
+
+def _write(
+    editor: Editor, node: ir.Node, mover: ir.Node, source: Sequence[Size], result: Sequence[Size],
+    attributes: dict[str, int], axes: ir.Value | None = None,
+) -> None:
+    target = constant_target(source, result)
+    if target is None:
+        return
+    inputs = [mover.inputs[0], *([axes] if axes is not None else node.inputs[1:])]
+    new = rebuild(editor, node, inputs, attributes)
+    if new.outputs[0].type is None:
+        new.outputs[0].type = node.outputs[0].type
+    editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, result, [mover], node))
+    editor.remove([node, mover])
+
+
+def _without_ones(editor: Editor, node: ir.Node) -> None:
+    first, second = sizes_of(node.inputs[0]), sizes_of(node.inputs[1])
+    result = sizes_of(node.outputs[0])
+    if first is None or second is None or result is None or len(first) != len(second) or len(first) < 3:
+        return
+    batch = range(len(first) - 2)
+    kept = [k for k in batch if first[k].number != 1 or second[k].number != 1]
+    if len(kept) == len(batch) or rank(node.outputs[0]) != len(first):
+        return
+    values = []
+    for value, sizes in zip(node.inputs, (first, second), strict=True):
+        wanted = [sizes[k] for k in (*kept, len(sizes) - 2, len(sizes) - 1)]
+        target = constant_target(sizes, wanted)
+        if value is None or target is None:
+            return
+        values.append((value, target, wanted))
+    small = [result[k] for k in (*kept, len(result) - 2, len(result) - 1)]
+    after = constant_target(small, result)
+    if after is None:
+        return
+    operands = [reshape(editor, value, target, wanted, [node], node) for value, target, wanted in values]
+    product = editor.node("MatMul", operands, like=[node], before=node)
+    product.outputs[0].type = product.outputs[0].type or node.outputs[0].type
+    editor.replace(node.outputs[0], reshape(editor, product.outputs[0], after, result, [node], node))
+    editor.remove([node])
