@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # Relative. Two runtimes round a deep float32 network differently by up to 1e-4; a wrong op is far off.
 _FLOAT_TOLERANCE = 1e-3
-# Quantized arithmetic rounds to steps: a few of 255 over a network, and float runtimes round at other places.
-_QUANTIZED_TOLERANCE = 3e-2
+# Quantized arithmetic rounds to steps of 1/255, and float runtimes round at other places: over a deep network on
+# random inputs that adds up to about ten steps.
+_QUANTIZED_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)

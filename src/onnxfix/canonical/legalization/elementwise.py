@@ -152,31 +152,6 @@ def _lp_normalization(spell: Speller) -> ir.Value | None:
     return spell("Div", x, safe)
 
 
-def _lrn(spell: Speller) -> ir.Value | None:
-    """``x / (bias + alpha / size * sum of squares of size channels) ^ beta`` where the window is not symmetric.
-
-    PyTorch puts the odd channel of an even window before the middle one, ONNX after it.
-    """
-    x, node = spell.input(0), spell.origin
-    length, size = attribute(node, "size"), rank(x)
-    if length % 2 or size is None:
-        return None
-    flat = spell("Unsqueeze", spell("Mul", x, x), spell.editor.literal(np.array([1], np.int64), "axes"))
-    before = (length - 1) // 2
-    amounts = [0] * (2 * (size + 1))
-    amounts[2], amounts[2 + size + 1] = before, length - 1 - before
-    padded = spell("Pad", flat, spell.editor.literal(np.array(amounts, np.int64), "pads"), number(spell, 0, x))
-    parts = []
-    for k in range(length):  # windows over channels, shifted against each other
-        bounds = [np.array([n], np.int64) for n in (k, k - length + 1 or 2**31 - 1, 2)]
-        parts.append(spell("Slice", padded, *(spell.editor.literal(b, "bound") for b in bounds)))
-    total = spell("Squeeze", spell("Sum", *parts), spell.editor.literal(np.array([1], np.int64), "axes"))
-    scaled = spell("Mul", total, number(spell, attribute(node, "alpha", 1e-4) / length, x))
-    root = spell("Pow", spell("Add", scaled, number(spell, attribute(node, "bias", 1.0), x)),
-                 number(spell, attribute(node, "beta", 0.75), x))
-    return spell("Div", x, root)
-
-
 def _batch_norm(spell: Speller) -> ir.Value | None:
     """``y = x * s + t`` with ``s = scale / sqrt(var + eps)``, where the statistics are not all constants."""
     x, scale, shift, mean, variance = (spell.input(slot) for slot in range(5))
@@ -232,7 +207,6 @@ ELEMENTWISE: dict[str, Rule] = {
     "Dropout": _dropout,
     "GlobalMaxPool": _global_max,
     "Hardmax": _hardmax,
-    "LRN": _lrn,
     "LayerNormalization": _layer_norm,
     "LpNormalization": _lp_normalization,
     "Mod": _modulo,

@@ -115,10 +115,10 @@ def _passes(dialect: Dialect) -> tuple[ir.passes.InPlacePass, ...]:
     if dialect.crops:
         rules["ConvTranspose"] = cropped_conv_transpose
     return (
+        RemoveNoOps(),
         FoldConstants(),
         FoldShapes(),
         TakeBranches(),
-        RemoveNoOps(),
         ExplicitAttributes(),
         ResolveAutoPad(),
         Respell(rules | REARRANGING | RESIZING),

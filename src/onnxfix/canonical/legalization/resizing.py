@@ -37,7 +37,7 @@ def _resize(spell: Speller) -> ir.Value | None:
     if x is None or shape is None or found is None:
         return None
     sizes, factors = found
-    moved = [k for k, factor in enumerate(factors) if factor != 1 or (sizes[k] is not None and sizes[k] != shape[k])]
+    moved = [k for k, factor in enumerate(factors) if factor not in (None, 1) or sizes[k] != shape[k]]
     familiar = _familiar(node, shape, sizes, factors, moved)
     if familiar is not None:
         return _interpolated(spell, shape, sizes, familiar)

@@ -45,7 +45,7 @@ _DEFINED = frozenset(
 _NOT_IN_ONNX2TORCH = frozenset(
     {"Acosh", "Asinh", "Atanh", "AveragePool", "BatchNormalization", "CastLike", "Clip", "ConvTranspose", "Cosh",
      "DepthToSpace", "DequantizeLinear", "Dropout", "GatherElements", "GlobalMaxPool", "GreaterOrEqual", "GridSample",
-     "GRU", "Hardmax", "IsInf", "LayerNormalization", "LessOrEqual", "LpNormalization", "LRN", "LSTM", "MaxPool",
+     "GRU", "Hardmax", "IsInf", "LayerNormalization", "LessOrEqual", "LpNormalization", "LSTM", "MaxPool",
      "OneHot", "Pad", "Pow", "PRelu", "QuantizeLinear", "RNN", "Selu", "Sinh", "Size", "SpaceToDepth", "Trilu"}
 )
 _TORCH = Dialect(opset=17, defined=_DEFINED, respelled=_NOT_IN_ONNX2TORCH, torch=True)
