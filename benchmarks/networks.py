@@ -2,8 +2,8 @@
 
 Two families:
 
-- ``mobilenet_v2``: published ImageNet weights (ONNX), carried to PyTorch by onnx2torch, back to ONNX by both exporters
-  of torch.onnx, and to TFLite by litert-torch.
+- ``mobilenet_v2``: published ImageNet weights (ONNX), carried to PyTorch by onnx2torch (through ``onnxfix.export``),
+  back to ONNX by both exporters of torch.onnx, and to TFLite by litert-torch.
 - ``keras_<net>``: Keras MobileNetV2, ResNet101 and InceptionV3 with seeded weights and batch-norm statistics calibrated
   on the photos, exported to SavedModel and TFLite, and carried to PyTorch through tf2onnx and onnx2torch.
 
@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from photos import ROOT, data_root, photos, signed_unit
+
+import onnxfix
 
 CACHE = ROOT / "build" / "bench-cache"
 CALIBRATION_PHOTOS = 64
@@ -101,7 +103,7 @@ def mobilenet_v2() -> Path:
         return folder
     import torch
 
-    module = onnx_to_torch(_built(folder / "legal.onnx", lambda path: _legalise(source, path)))
+    module = onnxfix.export(source, "pytorch")
     example = (torch.zeros(1, 224, 224, 3),)
     _built(folder / "module.pt2", lambda path: torch.export.save(torch.export.export(module, example), path))
     _built(folder / "dynamo.onnx", lambda path: torch.onnx.export(
@@ -125,7 +127,7 @@ def keras_network(net: str) -> Path:
     _built(folder / "saved_model", lambda path: model.export(path, verbose=False))
     _built(folder / "model.tflite", lambda path: _tflite(folder / "saved_model", path))
     _built(folder / "tf2onnx.onnx", lambda path: _tf2onnx(model, path))
-    _built(folder / "via_onnx.pt2", lambda path: _torch_through_onnx(folder / "tf2onnx.onnx", path))
+    _built(folder / "via_onnx.pt2", lambda path: onnxfix.export(folder / "tf2onnx.onnx", "pytorch", path))
     return folder
 
 
@@ -145,34 +147,6 @@ def _calibrated(net: str) -> Any:
     return model
 
 
-def onnx_to_torch(path: Path) -> Any:
-    """Convert an ONNX file to a PyTorch module in inference mode by onnx2torch."""
-    from onnxfix.frameworks.torchvision_ops import ensure_torchvision_importable
-
-    ensure_torchvision_importable()
-    import onnx2torch
-
-    return onnx2torch.convert(str(path)).eval()
-
-
-def _legalise(source: Path, path: Path) -> None:
-    """Spell two things in a way that survives torch.export.
-
-    ``[1, 1001, 1, 1] -> [1, 1001]`` becomes Flatten (what onnx2torch makes of Reshape cannot be traced), and of each
-    node name, which lists fused ops between semicolons, only the last op stays (``torch.export.load`` splits its
-    metadata at semicolons).
-    """
-    import onnx
-
-    proto = onnx.load(source)
-    (reshape,) = (node for node in proto.graph.node if node.op_type == "Reshape")
-    flatten = onnx.helper.make_node("Flatten", reshape.input[:1], reshape.output, reshape.name, axis=1)
-    reshape.CopyFrom(flatten)
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.name.split(';')[-1]}_{number}"
-    onnx.save(proto, path)
-
-
 def _litert(module: Any, example: tuple[Any, ...], path: Path) -> None:
     import litert_torch
 
@@ -186,22 +160,12 @@ def _tflite(saved_model: Path, path: Path) -> None:
 
 
 def _tf2onnx(model: Any, path: Path) -> None:
-    """Opset 10: Pad and Squeeze still hold their attributes there, which is what torch.export can trace afterwards."""
     import tensorflow as tf
     import tf2onnx
 
     spec = [tf.TensorSpec((1, *model.inputs[0].shape[1:]), tf.float32, name="image")]
     function = tf.function(lambda image: model(image, training=False), input_signature=spec)
-    tf2onnx.convert.from_function(function, input_signature=spec, opset=10, output_path=str(path))
-
-
-def _torch_through_onnx(source: Path, path: Path) -> None:
-    import onnx
-    import torch
-
-    dims = onnx.load(source, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    example = (torch.zeros(*(dim.dim_value for dim in dims)),)
-    torch.export.save(torch.export.export(onnx_to_torch(source), example), path)
+    tf2onnx.convert.from_function(function, input_signature=spec, output_path=str(path))
 
 
 def _built(path: Path, build: Callable[[Path], Any]) -> Path:
