@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxfix.canonical.permutation import Perm, permute, reshape, transposed
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live, producer
+from onnxfix.canonical.rewriting import LOWERED, Editor, array, attribute, is_constant, is_op, live, merged, producer
 from onnxfix.canonical.symbolic import Size, product, sizes_of
 
 
@@ -147,6 +147,7 @@ def _into_rows(editor: Editor, node: ir.Node) -> None:
     rows = _permuted_rows(editor, node, [source[axis].factor for axis in place], place)
     node.replace_input_with(0, flat)
     node.replace_input_with(1, rows)
+    node.meta[LOWERED] = merged([node, mover, flatten])
     editor.remove([flatten, mover])
 
 
