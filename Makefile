@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install demo test lint bench bench-clean bench-faults bench-bugs picture clean
+.PHONY: install demo test lint bench bench-clean bench-faults bench-bugs bench-convergence picture clean
 
 install: $(STAMP)
 
@@ -40,6 +40,9 @@ bench-faults: install
 
 bench-bugs: install
 	$(BIN)/python benchmarks/converter_bugs.py
+
+bench-convergence: install
+	$(BIN)/python benchmarks/convergence.py
 
 picture: install
 	$(BIN)/python docs/make_terminal_picture.py

@@ -84,8 +84,9 @@ def _attempt(path: Path, build: Any) -> None:
             raise RuntimeError("the result is empty")
         onnx.save(proto, path)
     except Exception as error:  # a converter's own crash is a result here
-        first = (str(error).strip().splitlines() or [""])[0]
-        path.with_suffix(".failed").write_text(f"{type(error).__name__}: {first[:200]}")
+        cause = error.__cause__ or error  # torch.export wraps what went wrong in advice
+        first = (str(cause).strip().splitlines() or [""])[0]
+        path.with_suffix(".failed").write_text(f"{type(cause).__name__}: {first[:200]}")
         print(f"  {path.parent.name}/{path.stem}: {type(error).__name__}: {first[:120]}", flush=True)
         return
     print(f"  {path.parent.name}/{path.stem}: {time.perf_counter() - started:.1f} s", flush=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxfix.canonical.dense import is_sequence
 from onnxfix.canonical.permutation import rebuild, reshape
 from onnxfix.canonical.reductions import OPS as REDUCTIONS
-from onnxfix.canonical.regrouping import groups
+from onnxfix.canonical.regrouping import Group, groups
 from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live, producer, rank
 from onnxfix.canonical.symbolic import Size, sizes_of
@@ -19,9 +19,9 @@ from onnxfix.canonical.symbolic import Size, sizes_of
 class SinkThroughBlocks(ir.passes.InPlacePass):
     """``f(Reshape(x)) -> Reshape(f(x))`` where f works along axes that the Reshape leaves alone.
 
-    Softmax, LayerNormalization, reductions, and MatMul with a constant matrix. In products of two computed operands,
-    leading dimensions of size one are left out: ``[1, H, S, K] @ [1, H, K, T]`` is ``[H, S, K] @ [H, K, T]`` between
-    Reshapes, wherever a converter keeps the ones.
+    Softmax, LayerNormalization, reductions, Pad, Slice, and MatMul with a constant matrix. In products of two computed
+    operands, leading dimensions of size one are left out: ``[1, H, S, K] @ [1, H, K, T]`` is
+    ``[H, S, K] @ [H, K, T]`` between Reshapes, wherever a converter keeps the ones.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -36,6 +36,8 @@ class SinkThroughBlocks(ir.passes.InPlacePass):
                 continue
             if is_op(node, "Softmax", "LogSoftmax", *REDUCTIONS):
                 _along_axes(editor, node, mover)
+            elif is_op(node, "Pad", "Slice"):
+                _resized_axes(editor, node, mover)
             elif is_op(node, "LayerNormalization", "MatMul"):
                 _trailing(editor, node, mover)
         return ir.passes.PassResult(model, editor.modified)
@@ -53,26 +55,70 @@ def _along_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
     if sizes is None or found is None:
         return
     before, after = sizes
+    places = _places(found, after)
     single = is_op(node, "Softmax", "LogSoftmax")
     given = [attribute(node, "axis", -1)] if single else array(node.inputs[1]) if len(node.inputs) > 1 else None
     if given is None or not (single or attribute(node, "keepdims", 1)):
         return
     axes = [int(a) % len(after) for a in given]
-    places = {}
-    for group in found:
-        long = [k for k in group.after if after[k].number != 1]
-        if len(group.before) == 1 and len(long) == 1:
-            places[long[0]] = group.before[0]
     if any(a not in places for a in axes):
         return
     moved = [places[a] for a in axes]
     if single:
         _write(editor, node, mover, before, after, {"axis": moved[0]})
         return
-    literal = editor.literal(np.array(sorted(moved), np.int64), "axes")
     result = [Size(1) if k in axes else size for k, size in enumerate(after)]
     source = [Size(1) if k in moved else size for k, size in enumerate(before)]
-    _write(editor, node, mover, source, result, {}, literal)
+    _write(editor, node, mover, source, result, {}, sorted(moved))
+
+
+def _places(found: Sequence[Group], after: Sequence[Size]) -> dict[int, int]:
+    """Axes of a reshaped value that are axes of the value before, by their place there."""
+    places = {}
+    for group in found:
+        long = [k for k in group.after if after[k].number != 1]
+        if len(group.before) == 1 and len(long) == 1:
+            places[long[0]] = group.before[0]
+    return places
+
+
+def _resized_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
+    """Pad and Slice along axes that are neither split nor merged."""
+    sizes, result = _sizes(mover), sizes_of(node.outputs[0])
+    found = None if sizes is None else groups(*sizes)
+    numbers = [array(value) for value in node.inputs[1:]]
+    if sizes is None or found is None or result is None or numbers[0] is None:
+        return
+    before, after = sizes
+    places = _places(found, after)
+    if is_op(node, "Pad"):
+        pads = numbers[0]
+        if pads is None or pads.size != 2 * len(after) or (len(node.inputs) > 3 and node.inputs[3] is not None):
+            return
+        axes = [k for k in range(len(after)) if pads[k] or pads[len(after) + k]]
+        moved = [0] * (2 * len(before))
+        for k in axes:
+            place = places.get(k, 0)
+            moved[place], moved[len(before) + place] = int(pads[k]), int(pads[len(after) + k])
+        slot = 1
+    else:
+        if len(numbers) < 3 or numbers[2] is None:
+            return
+        axes = [int(a) % len(after) for a in numbers[2]]
+        moved, slot = [places.get(k, 0) for k in axes], 3
+    if any(k not in places for k in axes):
+        return
+    source = list(before)
+    for k in axes:
+        source[places[k]] = result[k]
+    target = constant_target(source, result)
+    if target is None:
+        return
+    inputs = [mover.inputs[0], *node.inputs[1:]]
+    inputs[slot] = editor.literal(np.array(moved, np.int64))
+    new = rebuild(editor, node, inputs)
+    editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, result, [mover], node))
+    editor.remove([node, mover])
 
 
 def _trailing(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
@@ -98,12 +144,13 @@ def _trailing(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
 
 def _write(
     editor: Editor, node: ir.Node, mover: ir.Node, source: Sequence[Size], result: Sequence[Size],
-    attributes: dict[str, int], axes: ir.Value | None = None,
+    attributes: dict[str, int], axes: Sequence[int] | None = None,
 ) -> None:
     target = constant_target(source, result)
     if target is None:
         return
-    inputs = [mover.inputs[0], *([axes] if axes is not None else node.inputs[1:])]
+    literal = None if axes is None else editor.literal(np.array(axes, np.int64), "axes")
+    inputs = [mover.inputs[0], *(node.inputs[1:] if literal is None else [literal])]
     new = rebuild(editor, node, inputs, attributes)
     if new.outputs[0].type is None:
         new.outputs[0].type = node.outputs[0].type

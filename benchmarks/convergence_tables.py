@@ -1,0 +1,63 @@
+"""The convergence matrix as a dated page: ours, the optimisers' own, and every cell that does not pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tables
+
+COLUMNS = ["network", "route", "plain", "onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "ORT basic"]
+TEXT = """Every cell is one way from a network to ONNX, plain or after an optimiser; written by `make bench-convergence`.
+A cell counts where its answers are those of the origin to 1e-3 of the greatest value. *equal*: the normal form is that of
+the origin's raw lowering, byte for byte; *iso*: isomorphic with weights (float noise, layout and batch of the boundary
+aside); a number: nodes that differ; *failed*: the converter or optimiser failed; *other*: it converts to other answers;
+*refused*: onnxruntime refuses what it wrote. In brackets, after an optimiser: whether its own output, without our normal
+form, is isomorphic to what it makes of the raw lowering (+ or -)."""
+
+
+def write(cache: Path, names: Sequence[str]) -> Path:
+    """Write ``docs/benchmarks/<date>-convergence.md`` from the results in the cache; its path."""
+    from convergence import describe, folder_of
+
+    rows, failing, failed = [], [], []
+    counted = passed = theirs = peers = 0
+    for name in names:
+        path = folder_of(name) / "results.json"
+        if not path.exists():
+            continue
+        results: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        for route in (cell for cell in results if " + " not in cell):
+            cells = [results[route], *(results[f"{route} + {peer}"] for peer in COLUMNS[3:])]
+            rows.append([name, route, *map(_short, cells)])
+            for peer, cell in zip(("", *COLUMNS[3:]), cells, strict=True):
+                where = f"{name}, {route}{', ' + peer if peer else ''}"
+                counted += bool(cell.get("counted"))
+                passed += bool(cell.get("counted") and cell["isomorphic"])
+                if cell.get("counted") and "peer" in cell:
+                    peers, theirs = peers + 1, theirs + bool(cell["peer"])
+                if cell.get("counted") and not cell["isomorphic"]:
+                    failing.append(f"- {where}: {describe(cell)}")
+                elif not cell.get("counted") and cell.get("failed") != "no source":
+                    failed.append(f"- {where}: {cell.get('failed') or describe(cell)}")
+    summary = (f"**{passed} of {counted} counted cells pass.** Judged on the optimisers' own output, "
+               f"{theirs} of {peers} do.")
+    path = tables.write("convergence", "Convergence matrix", f"{TEXT}\n\n{summary}", COLUMNS, rows)
+    parts = [path.read_text(), "## Counted cells that differ\n", *(failing or ["None."]),
+             "\n## Not counted\n", *(failed or ["None."]), ""]
+    path.write_text("\n".join(parts))
+    return path
+
+
+def _short(cell: dict[str, Any]) -> str:
+    if "failed" in cell:
+        return "-" if cell["failed"] == "no source" else "failed"
+    if "error" in cell:
+        return "refused" if "refuses" in cell["error"] else "error"
+    if not cell["counted"]:
+        return "other"
+    differ = sum(cell["more"].values()) + sum(cell["less"].values())
+    word = ("equal" if cell["equal"] else "iso") if cell["isomorphic"] else f"**{differ}**"
+    return word + {True: " (+)", False: " (-)", None: ""}[cell.get("peer")]
