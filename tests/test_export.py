@@ -128,6 +128,21 @@ def test_open_sizes_stay_open_in_an_exported_program(tmp_path: Path) -> None:
     np.testing.assert_allclose(next(iter(answer.values())), module(x).detach().numpy(), rtol=0, atol=1e-6)
 
 
+def test_halves_of_an_open_size_are_computed_on_numbers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,6] x) => (float[h,6] y) {
+        s = Shape (x) n = Gather (s, first) d = Div (n, two) e = Cast <to = 7> (d) u = Unsqueeze (e, axis)
+        y = Slice (x, axis, u) }"""
+    model = onnx.parser.parse_model(text)
+    for name, value in {"first": np.array(0), "two": np.array(2), "axis": np.array([0])}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.int64), name))
+    module = onnxfix.export(model, "pytorch", tmp_path / "half.pt2")
+    x = RNG.standard_normal((7, 6)).astype(np.float32)
+    np.testing.assert_array_equal(module(torch.from_numpy(x)).numpy(), x[:3])
+    (answer,) = onnxfix.load(tmp_path / "half.pt2").run_native({"x": x}).values()
+    np.testing.assert_array_equal(answer, x[:3])
+
+
 def test_the_callers_inputs_are_checked() -> None:
     pytest.importorskip("torch")
     text = """<ir_version: 8, opset_import: ["" : 17]> g (int64[N] i) => (float[N,2] y) {

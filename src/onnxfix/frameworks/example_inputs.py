@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from onnxfix.frameworks import Feeds
     from onnxfix.model import Model, TensorSpec
 
-# Small enough to be indices into nearly everything.
-_INTEGERS = 4
+# (size of open dimensions, bound of integers) to try: small integers are indices into nearly everything.
+_ATTEMPTS = ((8, 4), (8, 2), (16, 4), (32, 2), (1, 1))
 
 
-def random_feeds(model: Model, seed: int = 0, batch: int = 1, size: int = 8) -> dict[str, np.ndarray]:
+def random_feeds(
+    model: Model, seed: int = 0, batch: int = 1, size: int = 8, integers: int = 4
+) -> dict[str, np.ndarray]:
     """Random inputs of a model by name.
 
     Args:
@@ -24,12 +26,13 @@ def random_feeds(model: Model, seed: int = 0, batch: int = 1, size: int = 8) -> 
         seed: Of the random numbers.
         batch: The size of an open first dimension.
         size: The size of every other open dimension.
+        integers: Whole numbers are below this.
 
     Returns:
         Normal numbers for floats, small whole ones for integers.
     """
     generator = np.random.default_rng(seed)
-    return {spec.name: _random(spec, generator, batch, size) for spec in model.inputs}
+    return {spec.name: _random(spec, generator, batch, size, integers) for spec in model.inputs}
 
 
 def accepted_feeds(
@@ -49,8 +52,8 @@ def accepted_feeds(
         return [dict(inputs)]
     found = []
     for batch in batches:
-        for size in (8, 16, 32, 1):
-            feeds = random_feeds(model, seed=batch, batch=batch, size=size)
+        for size, integers in _ATTEMPTS:
+            feeds = random_feeds(model, batch, batch, size, integers)
             try:
                 model.run(feeds)
             except OnnxFixError:
@@ -62,7 +65,9 @@ def accepted_feeds(
     return found
 
 
-def _random(spec: TensorSpec, generator: np.random.Generator, batch: int, size: int) -> np.ndarray:
+def _random(
+    spec: TensorSpec, generator: np.random.Generator, batch: int, size: int, integers: int
+) -> np.ndarray:
     shape = tuple(
         dim if isinstance(dim, int) and dim > 0 else (size if axis else batch)
         for axis, dim in enumerate(spec.shape or ())
@@ -70,5 +75,5 @@ def _random(spec: TensorSpec, generator: np.random.Generator, batch: int, size: 
     if spec.dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(bool)
     if spec.dtype.kind in "iu":
-        return generator.integers(0, _INTEGERS, shape).astype(spec.dtype)
+        return generator.integers(0, integers, shape).astype(spec.dtype)
     return generator.standard_normal(shape).astype(spec.dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxfix.errors import ExportError, OnnxFixError, UnfaithfulLoweringError
+from onnxfix.errors import ExportError, InputError, OnnxFixError, UnfaithfulLoweringError
 from onnxfix.frameworks.agreement import disagreement, distance
 from onnxfix.frameworks.example_inputs import accepted_feeds
 from onnxfix.runtime.session import Session
@@ -52,6 +52,7 @@ def verify_lowering(model: Model, inputs: Any = None) -> None:
 
     Raises:
         UnfaithfulLoweringError: they differ. The message names the first layer whose lowered form is wrong.
+        InputError: the model takes no random input, and none were given.
     """
     tolerance = _QUANTIZED_TOLERANCE if _quantized(model.proto) else _FLOAT_TOLERANCE
     for feeds in _feeds(model, inputs):
@@ -115,9 +116,7 @@ def _feeds(model: Model, inputs: Any) -> list[dict[str, np.ndarray]]:
     try:
         return accepted_feeds(model)
     except ExportError as error:
-        raise UnfaithfulLoweringError(
-            "the lowered model runs on no random input, so it cannot be verified: give example inputs."
-        ) from error
+        raise InputError("the model runs on no random input, so it cannot be verified: give inputs.") from error
 
 
 def _by_name(model: Model, inputs: Any) -> dict[str, np.ndarray]:

@@ -83,8 +83,9 @@ def part(sizes: Sequence[Any], starts: Sequence[int], ends: Sequence[int], step:
     return list(sizes[starts[0] : ends[0] : step])
 
 
-def each(function: Callable[..., Any], *operands: Any) -> Any:
-    """A function of numbers, broadcast over lists."""
+def each(name: str, *operands: Any) -> Any:
+    """A function of numbers, by the name it has here, broadcast over lists."""
+    function = _FUNCTIONS[name]
     if not any(isinstance(operand, list | tuple) for operand in operands):
         return function(*operands)
     count = max(len(operand) for operand in operands if isinstance(operand, list | tuple))
@@ -110,23 +111,30 @@ def filled(sizes: Sequence[Any], value: int) -> list[Any]:
     return [value] * single(sizes)
 
 
-_ARITHMETIC: dict[str, Callable[..., Any]] = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul}
+# Sizes are never negative, so ONNX's division, which truncates, is the one by floor.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "_onnx_div": operator.floordiv,
+    "eq": operator.eq,
+    "same": operator.pos,
+    "choose": choose,
+}
 
 
 def _arithmetic(module: Any, operands: list[Any]) -> Any:
-    names = {"add": "Add", "sub": "Sub", "mul": "Mul", "_onnx_div": "Div"}
-    name = names.get(getattr(module.math_op_function, "__name__", ""))
-    function = operator.floordiv if name == "Div" else _ARITHMETIC.get(name or "")  # sizes are never negative
-    return None if function is None else (each, (function, *operands))
+    name = getattr(module.math_op_function, "__name__", "")
+    return (each, (name, *operands)) if name in _FUNCTIONS else None
 
 
 def _cast(module: Any, operands: list[Any]) -> Any:
-    return (each, (operator.pos, operands[0])) if "int" in str(module.torch_dtype) else None
+    return (each, ("same", operands[0])) if "int" in str(module.torch_dtype) else None
 
 
 def _comparison(module: Any, operands: list[Any]) -> Any:
-    name = getattr(getattr(module, "compare_function", None), "__name__", "")
-    return (each, (operator.eq, *operands)) if name == "eq" else None
+    name = getattr(module.compare_function, "__name__", "")
+    return (each, (name, *operands)) if name in _FUNCTIONS else None
 
 
 def _reduction(module: Any, operands: list[Any]) -> Any:
@@ -152,5 +160,5 @@ _MAKERS: dict[str, Maker] = {
     "OnnxSqueezeDynamicAxes": lambda module, operands: (single, (operands[0],)),
     "OnnxSqueezeStaticAxes": lambda module, operands: (single, (operands[0],)),
     "OnnxUnsqueezeStaticAxes": lambda module, operands: (listed, (operands[0],)),
-    "OnnxWhere": lambda module, operands: (each, (choose, *operands)),
+    "OnnxWhere": lambda module, operands: (each, ("choose", *operands)),
 }

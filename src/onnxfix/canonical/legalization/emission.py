@@ -28,9 +28,11 @@ def emit(model: ir.Model, *, distinct: bool) -> onnx.ModelProto:
         _separate_outputs(graph)
     graph.sort()
     _declare_outputs(graph)
-    _name_nodes(graph)
     _name_constants(graph)
+    _name_nodes(graph)
     for node in graph.all_nodes():
+        while node.inputs and node.inputs[-1] is None:  # converters take an empty name for an operand
+            node.resize_inputs(len(node.inputs) - 1)
         node.metadata_props.clear()
         node.doc_string = None
         for output in node.outputs:
@@ -81,8 +83,11 @@ def _declare_outputs(graph: ir.Graph) -> None:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Name each node as the lowered one that it came from; of names listed between semicolons, the last one."""
-    seen: set[str] = set()
+    """Name each node as the lowered one that it came from; of names listed between semicolons, the last one.
+
+    No node has the name of a constant: onnx2torch keeps both in one table.
+    """
+    seen = {value.name for value in (*graph.inputs, *graph.initializers.values())}
     for node in graph:
         lowered = next(iter(lowered_of(node)), "") or node.op_type
         name = re.sub(r"[^\w/:-]", "_", lowered.split(";")[-1]).strip("/:_") or node.op_type
