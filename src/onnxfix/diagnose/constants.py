@@ -108,8 +108,8 @@ def _weight(
         kind, how = FaultKind.WEIGHTS, folding
     names = node_names(target, finding.region.target_nodes, readers_of=_parameters_behind(target, constant, parameter))
     if attribution is not None and attribution.innocent:
-        node, moving = finding.region.target_nodes[0], kind == FaultKind.TENSOR_LAYOUT
-        names = others_behind(target, node, attribution.parameter, moving=moving) or names
+        pair, moving = (finding.region.target_nodes[0], finding.region.source_nodes[0]), kind == FaultKind.TENSOR_LAYOUT
+        names = others_behind(target, source, pair, attribution.parameter, moving=moving) or names
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
     here = label(target, names)
     message = f"{what} of {here} {how}."

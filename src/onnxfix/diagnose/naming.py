@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
+import onnx
 
 from onnxfix.align.graph import attributes
 from onnxfix.canonical.origins import Origin, Parameter, parameters_of
@@ -74,20 +76,37 @@ def last_names(model: Model, canonical: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*last, *(model.layers[n] for n in last if n in model.layers))))
 
 
-def others_behind(model: Model, canonical: str, parameter: str, *, moving: bool) -> tuple[str, ...]:
-    """The lowered nodes behind a canonical one, other than the readers of a parameter.
+def others_behind(
+    target: Model, source: Model, pair: tuple[str, str], parameter: str, *, moving: bool
+) -> tuple[str, ...]:
+    """The lowered nodes behind a canonical one, other than the readers of a parameter and what the source has, too.
 
     Args:
-        model: The model.
-        canonical: The canonical node.
+        target: The model whose nodes are wanted.
+        source: The other model.
+        pair: The canonical node of the target, and its partner.
         parameter: The parameter.
-        moving: Whether those that only move elements are meant, or the others.
+        moving: Whether nodes that only move elements are meant, or the others.
     """
-    behind = model.normal_form.provenance.get(canonical, ())
-    reading = {node.name for node in model.proto.graph.node if parameter in node.input}
-    movers = {node.name for node in model.proto.graph.node if node.op_type in ("Transpose", "Reshape")}
-    chosen = [n for n in behind if n not in reading and (n in movers) == moving]
-    return tuple(dict.fromkeys((*chosen, *(model.layers[n] for n in chosen if n in model.layers))))
+    reading = {node.name for node in target.proto.graph.node if parameter in node.input}
+    known = Counter(_spelling(node) for node in _behind(source, pair[1]))
+    chosen = []
+    # Composed transposes stand in provenance from the last to the first; what was put in comes after what was there.
+    for node in reversed(_behind(target, pair[0])):
+        if known[_spelling(node)] > 0:
+            known[_spelling(node)] -= 1
+        elif node.name not in reading and (node.op_type in ("Transpose", "Reshape")) == moving:
+            chosen.append(node.name)
+    return tuple(dict.fromkeys((*chosen, *(target.layers[n] for n in chosen if n in target.layers))))
+
+
+def _behind(model: Model, canonical: str) -> list[onnx.NodeProto]:
+    nodes = {node.name: node for node in model.proto.graph.node}
+    return [nodes[n] for n in model.normal_form.provenance.get(canonical, ()) if n in nodes]
+
+
+def _spelling(node: onnx.NodeProto) -> tuple[str, str]:
+    return node.op_type, repr(sorted(attributes(node).items(), key=lambda item: item[0]))
 
 
 def _like(model: Model, canonical: str, behind: tuple[str, ...]) -> list[str]:
