@@ -158,3 +158,25 @@ def test_identities_in_bodies_are_no_difference() -> None:
     assert is_isomorphic(plain, wrapped)
     assert wrapped.SerializeToString(deterministic=True) == before
     assert len(normal_form(wrapped).proto.graph.node) == 1
+
+
+def test_values_joined_behind_reshapes_are_joined_before() -> None:
+    first = parse(
+        """(float[N,3,1,1] x, float[N,2,1,1] z) => (float[N,1,1,5] y) {
+            a = Reshape(x, s) b = Reshape(z, t) y = Concat <axis = 3> (a, b) }""",
+        s=ints(0, 1, 1, 3), t=ints(0, 1, 1, 2),
+    )
+    assert ops(settle(first)) == ["Concat", "Reshape"]
+
+
+def test_padding_and_slicing_before_or_behind_a_reshape() -> None:
+    text = """(float[N,2,3,5] x) => (float[N,6,4] y) {
+        r = Reshape(x, s) p = Pad(r, pads) y = Slice(p, from, to, axis) }"""
+    form = settle(parse(text, s=ints(0, 6, 5), pads=ints(0, 0, 2, 0, 0, 0), **{"from": ints(1), "to": ints(5), "axis": ints(2)}))
+    assert ops(form) == ["Pad", "Slice", "Reshape"]
+    split = parse("(float[N,6,5] x) => (float[N,2,3,7] y) { r = Reshape(x, s) y = Pad(r, pads) }",
+                  s=ints(0, 2, 3, 5), pads=ints(0, 0, 0, 2, 0, 0, 0, 0))
+    assert ops(settle(split)) == ["Pad", "Reshape"]
+    cut = parse("(float[N,6,5] x) => (float[N,4,3,5] y) { r = Reshape(x, s) y = Pad(r, pads) }",
+                s=ints(0, 2, 3, 5), pads=ints(0, 1, 0, 0, 0, 1, 0, 0))
+    assert ops(settle(cut)) == ["Reshape", "Pad"]

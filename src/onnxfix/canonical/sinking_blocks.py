@@ -19,8 +19,8 @@ from onnxfix.canonical.symbolic import Size, sizes_of
 class SinkThroughBlocks(ir.passes.InPlacePass):
     """``f(Reshape(x)) -> Reshape(f(x))`` where f works along axes that the Reshape leaves alone.
 
-    Softmax, LayerNormalization, reductions, Pad, Slice, and MatMul with a constant matrix. In products of two computed
-    operands, leading dimensions of size one are left out: ``[1, H, S, K] @ [1, H, K, T]`` is
+    Softmax, LayerNormalization, reductions, Pad, Slice, Concat, and MatMul with a constant matrix. In products of two
+    computed operands, leading dimensions of size one are left out: ``[1, H, S, K] @ [1, H, K, T]`` is
     ``[H, S, K] @ [H, K, T]`` between Reshapes, wherever a converter keeps the ones.
     """
 
@@ -30,6 +30,9 @@ class SinkThroughBlocks(ir.passes.InPlacePass):
         for node in live(model.graph):
             if is_op(node, "MatMul") and not any(is_constant(value) for value in node.inputs):
                 _without_ones(editor, node)
+                continue
+            if is_op(node, "Concat"):
+                _concat(editor, node)
                 continue
             mover = producer(node.inputs[0], "Reshape") if node.inputs else None
             if mover is None or not is_constant(mover.inputs[1]):
@@ -119,6 +122,35 @@ def _resized_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
     new = rebuild(editor, node, inputs)
     editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, result, [mover], node))
     editor.remove([node, mover])
+
+
+def _concat(editor: Editor, node: ir.Node) -> None:
+    """All operands are reshaped, and the axis they are joined along is the same one before that."""
+    movers = [producer(value, "Reshape") for value in node.inputs]
+    joined, axis = sizes_of(node.outputs[0]), attribute(node, "axis")
+    if joined is None or len(movers) < 2 or any(m is None or not is_constant(m.inputs[1]) for m in movers):
+        return
+    sources: list[list[Size]] = []
+    places: set[int | None] = set()
+    for mover in movers:
+        sizes = None if mover is None else _sizes(mover)
+        found = None if sizes is None else groups(*sizes)
+        if sizes is None or found is None:
+            return
+        sources.append(sizes[0])
+        places.add(_places(found, sizes[1]).get(axis % len(sizes[1])))
+    (place, *others) = places
+    if place is None or others or len({len(source) for source in sources}) > 1:
+        return
+    rest = [[size for k, size in enumerate(source) if k != place] for source in sources]
+    whole = [*rest[0][:place], joined[axis], *rest[0][place:]]
+    target = constant_target(whole, joined)
+    if any(r != rest[0] for r in rest) or target is None:
+        return
+    new = rebuild(editor, node, [mover.inputs[0] for mover in movers if mover is not None], {"axis": place})
+    present = [mover for mover in movers if mover is not None]
+    editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, joined, present, node))
+    editor.remove([node, *present])
 
 
 def _trailing(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
