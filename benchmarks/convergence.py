@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from photos import ROOT
 
+from onnxfix.errors import InputError
+
 CACHE = ROOT / "build" / "convergence"
 NAMES = (*nets.KERAS, *nets.TORCH)
 # A route counts where its answer is that of the origin: as far apart as float32 sums in another order may be.
@@ -156,6 +158,8 @@ def _by_name(origin: Any, model: Any, feeds: list[np.ndarray]) -> dict[str, np.n
     """Feeds in a model's own input names, layout and dtypes: inputs correspond by position, or by dtype and shape."""
     named, left = {}, list(feeds)
     for spec in model.inputs:
+        if not left:
+            raise InputError(f"{spec.name} is an input that the origin does not have")
         shape = tuple(d if isinstance(d, int) and d > 0 else None for d in spec.shape or ())
         fitting = next((v for v in left if _fits(v.shape, shape)), None)
         value = left[0] if fitting is None else fitting
