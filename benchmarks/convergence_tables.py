@@ -11,8 +11,8 @@ from typing import Any
 import tables
 
 COLUMNS = ["network", "route", "plain", "onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "ORT basic"]
-TEXT = """Every cell is one way from a network to ONNX, plain or after an optimiser; written by `make bench-convergence`.
-A cell counts where its answers are those of the origin to 1e-3 of the greatest value; the raw lowering itself, which
+TEXT = """Each cell is one way from a network to ONNX, plain or after an optimiser; written by `make bench-convergence`.
+A cell counts where its answers are those of the origin to 1e-3 of the greatest; the raw lowering itself, which
 all others are compared with, is not counted. *equal*: the normal form is that of the raw lowering, to the byte; *iso*:
 isomorphic with weights (float noise, layout and batch of the boundary aside); a number: nodes of another kind, where 0
 says that they are wired or parametrised differently; *failed*: the converter or optimiser failed; *other*: it converts
