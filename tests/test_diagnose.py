@@ -411,3 +411,22 @@ def test_a_diagnosis_reads_as_data_and_as_text():
     assert data["faults"][0]["actual"] == [2, 2, 0, 0]
     assert data["aligned"] == 1
     assert repr(diagnosis).startswith("Diagnosis(2 faults, first: pads of node_left is [2, 2, 0, 0] instead of [1, 1, 1, 1].;")
+
+
+def resized(nearest_mode: str, size: str) -> onnx.ModelProto:
+    """A resize to 5 x 13, given by factors or by sizes."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["": 18]>
+        resizing (float[1, 3, 8, 9] x) => (float[1, 3, 5, 13] y)
+        <float[4] factors = {{1.0, 1.0, 0.625, 1.4444444}}, int64[4] sizes = {{1, 3, 5, 13}}> {{
+            r = Relu(x)
+            y = Resize<mode = "nearest", coordinate_transformation_mode = "half_pixel",
+                       nearest_mode = "{nearest_mode}">(r, , {size})
+        }}""")
+
+
+def test_of_settings_that_differ_only_the_one_that_matters_is_named():
+    # A unit in the last place of a factor is another output shape: factors must not be taken for noisy values.
+    data = np.random.default_rng(0).normal(size=(6, 3, 8, 9)).astype(np.float32)
+    diagnosis = onnxfix.diagnose(resized("round_prefer_ceil", "factors"), resized("floor", ", sizes"), data)
+    assert [(fault.kind, fault.parameter) for fault in diagnosis.faults] == [("hyperparameters", "nearest_mode")]

@@ -157,7 +157,10 @@ def evaluate_corrected(
 def _guilty_differences(
     alignment: Alignment, suspect: Suspect, telling: tuple[Difference, ...], recording: Recording, noise: LocalError
 ) -> tuple[Difference, ...]:
-    """Of several differences, those that make an error by themselves when all others are corrected."""
+    """Of several differences, the one whose correction is enough; else those that err when all others are corrected."""
+    for difference in telling:
+        if not is_guilty(evaluate_corrected(alignment, suspect.region, [difference], recording), noise):
+            return (difference,)
     guilty = []
     for difference in telling:
         others = [d for d in suspect.differences if d is not difference]
