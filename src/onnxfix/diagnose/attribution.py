@@ -128,14 +128,14 @@ def _solve(state: _State, wrong: tuple[WrongConstant, ...], name: str) -> Attrib
         value = invert(origins[wrong[0].name], name, wrong[0].expected, state.parameters)
         changed = {n: state.parameters[n] for goal, _ in goals for n in parameters_of(origins[goal])} | {name: value}
         rounding = float(np.finfo(value.dtype).eps) if value.dtype.itemsize == 2 else 0.0
-        if not all(_agrees(evaluate(origins[goal], changed), content, rounding) for goal, content in goals):
+        if not all(agrees(evaluate(origins[goal], changed), content, rounding) for goal, content in goals):
             return None
     except CanonicalizationError:
         return None
     return Attribution(name, value, state.parameters[name], wrong)
 
 
-def _agrees(value: np.ndarray, expected: np.ndarray, rounding: float) -> bool:
+def agrees(value: np.ndarray, expected: np.ndarray, rounding: float) -> bool:
     """Whether a constant is as expected, to within the rounding of the type that its parameter is stored in."""
     if value.shape != expected.shape:
         return False

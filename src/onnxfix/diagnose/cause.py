@@ -24,6 +24,7 @@ class Cause:
         difference: The difference of a matched node that makes the fault; None for a gap.
         attribution: The lowered parameter behind a wrong constant, where there is one.
         patch: The attribute of a lowered node behind wrong constants, where it is that.
+        follows: Setting another cause's parameter right sets this right, too; it is no fault of its own.
     """
 
     fault: Fault
@@ -31,6 +32,7 @@ class Cause:
     difference: Difference | None = None
     attribution: Attribution | None = None
     patch: SetAttribute | None = None
+    follows: bool = False
 
 
 def reported(

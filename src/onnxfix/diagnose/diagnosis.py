@@ -77,6 +77,8 @@ def _distinct(found: tuple[Cause, ...]) -> tuple[Fault, ...]:
     """The faults; a parameter that is wrong for several readers is one fault, and names them all."""
     faults: dict[object, Fault] = {}
     for cause in found:
+        if cause.follows:
+            continue
         key = cause if cause.attribution is None else cause.attribution.parameter
         first = faults.get(key)
         if first is None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxfix.canonical.origins import evaluate, parameters_of
+from onnxfix.diagnose.attribution import agrees
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.constants import wrong_constants
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.gaps import gap
 from onnxfix.diagnose.hyperparameters import settings
+from onnxfix.errors import CanonicalizationError
 
 
 def causes(examination: Examination) -> tuple[Cause, ...]:
-    """The causes of all findings, in their order."""
+    """The causes of all findings, in their order; those that only follow from another are marked."""
     found: list[Cause] = []
     for finding in examination.findings:
         if not finding.region.matched:
@@ -18,4 +26,47 @@ def causes(examination: Examination) -> tuple[Cause, ...]:
             continue
         found.extend(settings(examination, finding))
         found.extend(wrong_constants(examination, finding))
-    return tuple(found)
+    return _followers_marked(examination, found)
+
+
+def _followers_marked(examination: Examination, found: list[Cause]) -> tuple[Cause, ...]:
+    """One wrong parameter can make the constants of several nodes wrong: a factor that was moved through a clip."""
+    settled: dict[str, np.ndarray] = {}
+    followers = set()
+    for cause in sorted(found, key=lambda c: -len(c.attribution.constants) if c.attribution else 0):
+        if _follows(examination, cause, settled):
+            followers.add(cause)
+        elif cause.attribution is not None:
+            settled[cause.attribution.parameter] = cause.attribution.value
+    return tuple(replace(cause, follows=True) if cause in followers else cause for cause in found)
+
+
+def _follows(examination: Examination, cause: Cause, settled: Mapping[str, np.ndarray]) -> bool:
+    form = examination.target.normal_form
+    constants = _constants(examination, cause)
+    if not constants or any(name not in form.origins for name, _ in constants):
+        return False
+    for name, expected in constants:
+        origin = form.origins[name]
+        behind = parameters_of(origin)
+        own = "" if cause.attribution is None else cause.attribution.parameter
+        if own in settled or not settled.keys() & set(behind):
+            return False
+        values = {p: settled[p] if p in settled else form.parameters[p] for p in behind}
+        try:
+            if not agrees(evaluate(origin, values), expected, 0.0):
+                return False
+        except CanonicalizationError:
+            return False
+    return True
+
+
+def _constants(examination: Examination, cause: Cause) -> list[tuple[str, np.ndarray]]:
+    """The canonical constants that a cause is about, and what they should be."""
+    if cause.attribution is not None:
+        return [(constant.name, constant.expected) for constant in cause.attribution.constants]
+    difference = cause.difference
+    if difference is None or difference.slot < 0 or not isinstance(difference.expected, np.ndarray):
+        return []
+    node = examination.alignment.target.nodes[cause.finding.region.target_nodes[0]]
+    return [(node.input[difference.slot], difference.expected)] if difference.slot < len(node.input) else []

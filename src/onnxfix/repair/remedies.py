@@ -65,6 +65,8 @@ def _remedy(examination: Examination, index: int, finding: Finding, own: tuple[C
             return Remedy(finding, own, None, None, str(reason))
     lowered: list[Patch] | None = []
     for cause in own:
+        if cause.follows:
+            continue
         patch = _lowered(examination, finding, cause)
         if patch is None or lowered is None:
             lowered = None

@@ -124,7 +124,7 @@ def _treated(
     for remedy in chosen:
         reason = remedy.reason or _objection(examination, remedy)
         if reason:
-            left.extend(Unrepaired(cause.fault, reason) for cause in remedy.causes)
+            left.extend(Unrepaired(cause.fault, reason) for cause in remedy.causes if not cause.follows)
         else:
             working.append(remedy)
     if not working:
