@@ -85,13 +85,7 @@ def examine(
             raise
         probe, together = Probe(alignment.source, alignment.target, []), False
         accumulator, outputs = run()
-    if together:
-        errors = probe.errors()
-        loud = [k for k, error in enumerate(errors) if is_guilty(error, LocalError())]
-        telling = probe.telling_chunks(loud)
-    else:
-        errors = [LocalError(broken="it does not run") for _ in suspects]
-        telling = [(0, list(range(len(suspects))))]
+    errors, telling = _readings(probe, len(suspects), together)
     comparison = accumulator.result()
     tell("judging", 0.0)
 
@@ -103,6 +97,20 @@ def examine(
     tell("judging", 1.0)
     notes = tuple(text for text in (note, other) if text)
     return Examination(source, target, alignment, comparison, findings, tuple(outputs), notes)
+
+
+def _readings(
+    probe: Probe, suspects: int, together: bool
+) -> tuple[list[LocalError], list[tuple[int, list[int]]]]:
+    """Each suspect's error over the data, and on which chunks to judge which of them.
+
+    Where the suspects could not run together nothing is known yet, and all are judged on the first chunk.
+    """
+    if not together:
+        return [LocalError(broken="it does not run") for _ in range(suspects)], [(0, list(range(suspects)))]
+    errors = probe.errors()
+    loud = [k for k, error in enumerate(errors) if is_guilty(error, LocalError())]
+    return errors, probe.telling_chunks(loud)
 
 
 def _agree(comparison: Comparison) -> bool:
