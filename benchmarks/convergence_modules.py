@@ -234,6 +234,36 @@ class Recurrent(nn.Module):
         return self.head(self.cell(x)[0][:, -1])
 
 
+class DetectorHead(nn.Module):
+    """Three levels of a feature pyramid; classes and boxes of all anchors, shared heads, scales per level."""
+
+    def __init__(self, width: int = 24, anchors: int = 3, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.ModuleList([ConvBlock(3, width), ConvBlock(width, width), ConvBlock(width, width)])
+        self.lateral = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(3))
+        self.shared = ConvBlock(width, width)
+        self.classes = nn.Conv2d(width, anchors * classes, 3, padding=1)
+        self.boxes = nn.Conv2d(width, anchors * 4, 3, padding=1)
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0 + level)) for level in range(3))
+        self.count = classes
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        levels = []
+        for block in self.stem:
+            levels.append(x := functional.max_pool2d(block(x), 2))
+        merged = self.lateral[-1](levels[-1])
+        pyramid = [merged]
+        for lateral, level in zip(reversed(self.lateral[:-1]), reversed(levels[:-1]), strict=True):
+            merged = lateral(level) + functional.interpolate(merged, scale_factor=2, mode="nearest")
+            pyramid.append(merged)
+        scores, boxes = [], []
+        for level, scale in zip(pyramid, self.scales, strict=True):
+            features = self.shared(level)
+            scores.append(self.classes(features).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.count))
+            boxes.append((self.boxes(features) * scale).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
+        return torch.cat(scores, 1).sigmoid(), torch.cat(boxes, 1).exp()
+
+
 def _mobilenet() -> tuple[nn.Module, Example]:
     from onnxfix.frameworks.torchvision_ops import ensure_torchvision_importable
 
@@ -256,4 +286,5 @@ BUILDERS: dict[str, Callable[[], tuple[nn.Module, Example]]] = {
     "LSTM (PyTorch)": lambda: (Recurrent(nn.LSTM), (torch.randn(1, 20, 16),)),
     "GRU (PyTorch)": lambda: (Recurrent(nn.GRU), (torch.randn(1, 20, 16),)),
     "MobileNetV2 (PyTorch)": _mobilenet,
+    "detector head": lambda: (DetectorHead(), (torch.randn(1, 3, 64, 64),)),
 }

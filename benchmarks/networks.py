@@ -96,7 +96,7 @@ def keras_inputs(net: str, count: int | None = None) -> np.ndarray:
 def mobilenet_v2() -> Path:
     """Build the routes of the published MobileNetV2; the folder that holds them."""
     folder = CACHE / "mobilenet_v2"
-    source = _built(folder / "source.onnx", lambda path: shutil.copyfile(
+    source = built(folder / "source.onnx", lambda path: shutil.copyfile(
         data_root() / "models" / "mobilenet_v2_imagenet_float.onnx", path))
     names = ("module.pt2", "dynamo.onnx", "torchscript.onnx", "litert.tflite")
     if all((folder / name).exists() for name in names):
@@ -105,12 +105,12 @@ def mobilenet_v2() -> Path:
 
     module = onnxfix.export(source, "pytorch")
     example = (torch.zeros(1, 224, 224, 3),)
-    _built(folder / "module.pt2", lambda path: torch.export.save(torch.export.export(module, example), path))
-    _built(folder / "dynamo.onnx", lambda path: torch.onnx.export(
+    built(folder / "module.pt2", lambda path: torch.export.save(torch.export.export(module, example), path))
+    built(folder / "dynamo.onnx", lambda path: torch.onnx.export(
         module, example, path, dynamo=True, external_data=False, verbose=False))
-    _built(folder / "torchscript.onnx", lambda path: torch.onnx.export(
+    built(folder / "torchscript.onnx", lambda path: torch.onnx.export(
         module, example, path, dynamo=False, opset_version=17))
-    _built(folder / "litert.tflite", lambda path: _litert(module, example, path))
+    built(folder / "litert.tflite", lambda path: _litert(module, example, path))
     return folder
 
 
@@ -122,12 +122,12 @@ def keras_network(net: str) -> Path:
         return folder
     import keras
 
-    path = _built(folder / "model.keras", lambda path: _calibrated(net).save(path))
+    path = built(folder / "model.keras", lambda path: _calibrated(net).save(path))
     model = keras.saving.load_model(path)
-    _built(folder / "saved_model", lambda path: model.export(path, verbose=False))
-    _built(folder / "model.tflite", lambda path: _tflite(folder / "saved_model", path))
-    _built(folder / "tf2onnx.onnx", lambda path: _tf2onnx(model, path))
-    _built(folder / "via_onnx.pt2", lambda path: onnxfix.export(folder / "tf2onnx.onnx", "pytorch", path))
+    built(folder / "saved_model", lambda path: model.export(path, verbose=False))
+    built(folder / "model.tflite", lambda path: _tflite(folder / "saved_model", path))
+    built(folder / "tf2onnx.onnx", lambda path: _tf2onnx(model, path))
+    built(folder / "via_onnx.pt2", lambda path: onnxfix.export(folder / "tf2onnx.onnx", "pytorch", path))
     return folder
 
 
@@ -168,7 +168,7 @@ def _tf2onnx(model: Any, path: Path) -> None:
     tf2onnx.convert.from_function(function, input_signature=spec, output_path=str(path))
 
 
-def _built(path: Path, build: Callable[[Path], Any]) -> Path:
+def built(path: Path, build: Callable[[Path], Any]) -> Path:
     """Make ``path`` if it is not there; a half-written file never takes its name."""
     if path.exists():
         return path
