@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -28,9 +29,11 @@ def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
     """
     values = [output for node in model.graph.all_nodes() for output in node.outputs if not output.is_graph_output()]
     declared = [(value, value.shape) for value in values]
+    untyped = [value for value in values if value.type is None]
     for value in values:
         value.shape = value.shape if trust else None
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    _leave_containers_open(untyped)
     changed = False
     for value, shape in declared:
         if value.shape is None or (shape is not None and len(shape) == len(value.shape)):
@@ -38,6 +41,31 @@ def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
         changed = changed or value.shape != shape
     _correct_resizes(model.graph)
     return changed
+
+
+def _leave_containers_open(values: Iterable[ir.Value]) -> None:
+    """Take back the types of sequences and optionals: onnx_ir 1.1 reads them as those of the tensors inside."""
+    for value in values:
+        node = value.producer()
+        if node is not None and _may_be_container(node, value):
+            value.type = value.shape = None
+
+
+def _may_be_container(node: ir.Node, value: ir.Value) -> bool:
+    schema = _schema(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if schema is None or not schema.outputs:
+        return False
+    index = node.outputs.index(value)
+    formal = schema.outputs[min(index, len(schema.outputs) - 1)]
+    if not any(kind.startswith(("seq(", "optional(")) for kind in formal.types):
+        return False
+    if node.op_type == "Identity":
+        return node.inputs[0] is not None and not isinstance(node.inputs[0].type, ir.TensorType)
+    bodies = [attr.as_graph() for attr in node.attributes.values() if attr.type == ir.AttributeType.GRAPH]
+    if bodies and node.op_type in ("If", "Loop"):
+        inner = bodies[0].outputs[index + (node.op_type == "Loop")]
+        return not isinstance(inner.type, ir.TensorType)
+    return True
 
 
 def _correct_resizes(graph: ir.Graph) -> None:
@@ -116,17 +144,33 @@ def infer_node(node: ir.Node) -> None:
             return
         types[value.name] = _type_proto(value)
         tensor = value.const_value
-        if tensor is not None and tensor.size <= _SMALL:
+        if tensor is not None and tensor.size <= _SMALL and tensor.dtype != ir.DataType.STRING:
             data[value.name] = onnx.numpy_helper.from_array(tensor.numpy(), value.name)
     try:
         found = onnx.shape_inference.infer_node_outputs(
             schema, ir.serde.serialize_node(node), types, data, opset_imports=_IMPORTS
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return  # an op whose inference refuses these inputs: the values simply stay unknown
     for output in node.outputs:
         if output.name in found and found[output.name].HasField("tensor_type"):
             _assign(output, found[output.name])
+
+
+def infer_behind(value: ir.Value) -> None:
+    """Infer anew what depends on a value whose shape turned out to be another one than inference found."""
+    waiting = [usage.node for usage in value.uses()]
+    while waiting:
+        node = waiting.pop(0)
+        before = [output.shape for output in node.outputs]
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+        infer_node(node)
+        for output, shape in zip(node.outputs, before, strict=True):
+            output.shape = output.shape or shape
+            if output.shape != shape:
+                waiting += [usage.node for usage in output.uses()]
 
 
 def _assign(value: ir.Value, found: onnx.TypeProto) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxfix.canonical.origins import Parameter
-from onnxfix.canonical.rewriting import LOWERED, ORIGIN
+from onnxfix.canonical.rewriting import LOWERED, ORIGIN, dense
 from onnxfix.errors import CanonicalizationError
 
 # Types and shapes of the outputs as the lowered model declares them.
@@ -72,7 +72,7 @@ def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
     for body in graph.subgraphs():
         for value in body.initializers.values():
             if value.const_value is not None:
-                value.const_value = _detached(value.const_value, value.name)
+                value.const_value = detached(value.const_value, value.name)
     kept = [value for value in graph.inputs if value not in constants]
     graph.inputs.clear()
     graph.inputs.extend(kept)
@@ -110,12 +110,15 @@ def _bind_batch(graph: ir.Graph, batch: int) -> None:
 
 def _own(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Detach a constant from the lowered model's tensor, whose name must not follow ours."""
-    value.const_value = _detached(tensor, value.name)
+    value.const_value = detached(tensor, value.name)
     value.shape, value.type = ir.Shape(tensor.numpy().shape), ir.TensorType(tensor.dtype)
     value.meta[ORIGIN] = Parameter(value.name or "")
 
 
-def _detached(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+def detached(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    """The same content under a name of its own."""
+    if tensor.dtype == ir.DataType.STRING:
+        return dense(np.asarray(tensor.numpy()), name)
     return ir.Tensor(tensor.numpy(), name=name, dtype=tensor.dtype)
 
 
@@ -160,7 +163,7 @@ def _lift(graph: ir.Graph) -> None:
         if content is None or old.name is None:
             continue
         name = f"{old.name}@output" if old.is_graph_output() else old.name
-        new = ir.val(name, const_value=ir.Tensor(content, name=name))
+        new = ir.val(name, const_value=dense(content, name))
         new.meta[ORIGIN] = Parameter(old.name)
         if old.is_graph_output():
             graph.register_initializer(new)
@@ -200,4 +203,8 @@ def constant_value(node: ir.Node) -> np.ndarray | None:
             return np.asarray(attr.as_int(), dtype=np.int64)
         if name == "value_ints":
             return np.asarray(attr.as_ints(), dtype=np.int64)
+        if name == "value_string":
+            return np.asarray(attr.as_string().encode(), dtype=object)
+        if name == "value_strings":
+            return np.asarray([text.encode() for text in attr.as_strings()], dtype=object)
     return None

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxfix.canonical.inference import is_open
-from onnxfix.canonical.ingest import DECLARED
+from onnxfix.canonical.ingest import DECLARED, detached
 from onnxfix.canonical.origins import EXPRESSION_OPSET, Origin
 from onnxfix.canonical.rewriting import LOWERED, lowered_of, origin_of
 
@@ -86,8 +86,6 @@ def name_structurally(graph: ir.Graph) -> None:
             if value is not None and value.is_initializer() and (value.name or "").startswith("%"):
                 value.name = f"{node.name}.{_operand_name(node, index)}"
         _name_inside(node)
-    for index, value in enumerate([v for v in graph.initializers.values() if (v.name or "").startswith("%")]):
-        value.name = f"constant_{index}"
     constants = sorted(graph.initializers.values(), key=lambda v: v.name or "")
     graph.initializers.clear()
     for value in constants:
@@ -111,7 +109,7 @@ def _split_small_constants(graph: ir.Graph) -> None:
             continue
         for use in tuple(value.uses())[1:]:
             copy = ir.val(f"%{len(graph.initializers)}.{use.node.name}.{use.idx}",
-                          const_value=ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype))
+                          const_value=detached(value.const_value, None))
             copy.meta.update(value.meta)
             graph.register_initializer(copy)
             use.node.replace_input_with(use.idx, copy)
@@ -136,6 +134,9 @@ def _name_inside(node: ir.Node) -> None:
             count += 1
         for inner in subgraph:
             inner.name = f"{node.name}/{number}/node_{count}"
+            for index, value in enumerate(inner.inputs):
+                if value is not None and value.is_initializer() and (value.name or "").startswith("%"):
+                    value.name = f"{inner.name}.{_operand_name(inner, index)}"
             for output in inner.outputs:
                 if output.name != "":
                     output.name = f"{node.name}/{number}/{count}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxfix.canonical.inference import infer_behind
 from onnxfix.canonical.rewriting import Editor, array, attribute, is_op, live, producer
 from onnxfix.canonical.symbolic import ShapeReader, Size, dims_from, product, sizes_of
 
@@ -71,7 +72,10 @@ def _record(value: ir.Value, sizes: Sequence[Size]) -> None:
         return
     merged = [new if isinstance(new, int) or new.value is not None else old
               for new, old in zip(found, value.shape, strict=True)]
+    thawed = any(isinstance(old, int) and new != old for new, old in zip(merged, value.shape, strict=True))
     value.shape = ir.Shape(merged)
+    if thawed:
+        infer_behind(value)
 
 
 def reshaped_sizes(node: ir.Node, reader: ShapeReader | None = None) -> list[Size] | None:

@@ -25,6 +25,22 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
+class _Strings(ir.StringTensor):
+    """Strings whose size in bytes can be asked for, as onnx_ir's shape inference does of every tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the texts."""
+        return sum(len(text) for text in self.string_data())
+
+
+def dense(content: np.ndarray, name: str | None) -> ir.TensorProtocol:
+    """A tensor of numbers or strings."""
+    if content.dtype.kind in "SO":
+        return _Strings(content.astype(object), shape=ir.Shape(content.shape), name=name)
+    return ir.Tensor(content, name=name)
+
+
 def is_constant(value: ir.Value | None) -> bool:
     """Whether a value is an initializer that no caller can override."""
     return value is not None and value.is_initializer() and value.const_value is not None
@@ -211,7 +227,7 @@ class Editor:
         stem = hint.partition("@")[0]
         name = f"{stem}@{next(_SERIAL)}"
         self.modified = True
-        value = ir.val(name, const_value=ir.Tensor(np.asarray(content, order="C"), name=name))
+        value = ir.val(name, const_value=dense(np.asarray(content, order="C"), name))
         value.meta[ORIGIN] = origin
         self.graph.register_initializer(value)
         return value
