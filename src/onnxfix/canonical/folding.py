@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live
+from onnxfix.canonical.rewriting import Editor, attribute, is_constant, is_op, live
 from onnxfix.errors import CanonicalizationError
 
 # Folding may not grow the model: results larger than this many elements and than their operands together stay ops.
@@ -19,6 +19,9 @@ _FOLDED = frozenset(
      "ReduceSum", "Reshape", "Round", "ScatterND", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split",
      "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor", "MatMul"}
 )
+
+
+_NUMBERS = frozenset(kind for kind in ir.DataType if kind != ir.DataType.UNDEFINED and kind.numpy().kind in "fiub")
 
 
 class FoldConstants(ir.passes.InPlacePass):
@@ -44,10 +47,10 @@ def _foldable(node: ir.Node) -> bool:
         return False
     if node.op_type == "Identity" and node.outputs[0].is_graph_output():
         return False  # the one way in which a constant can be an output
-    known = [array(value) for value in operands]
-    if any(value is None or value.dtype.kind not in "fiub" for value in known):
+    known = [value.const_value for value in operands]
+    if any(tensor is None or tensor.dtype not in _NUMBERS for tensor in known):
         return False
-    given = sum(value.size for value in known if value is not None)
+    given = sum(tensor.size for tensor in known if tensor is not None)
     made = [int(np.prod(o.shape.numpy())) for o in node.outputs if o.shape is not None and o.shape.is_static()]
     return sum(made) <= max(_GROWTH, 2 * given)
 

@@ -22,22 +22,25 @@ class OrderOperands(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Order in topological order, so that hashes below are settled."""
         editor = Editor(model.graph)
-        seen: dict[ir.Value, tuple[str, float]] = {
-            value: (_digest("input", str(k)), 0.0) for k, value in enumerate(model.graph.inputs)
-        }
+        seen: dict[ir.Value, str] = {value: _digest("input", str(k)) for k, value in enumerate(model.graph.inputs)}
+        weights = _Weights()
         for node in model.graph:
             operands = [_key(seen, value) for value in node.inputs]
-            if is_op(node, *_COMMUTATIVE) and len(operands) > 1:
-                operands = _reorder(editor, node, operands)
-            stem = _digest(node.domain, node.op_type, _attributes(node), *(o[0] for o in operands))
-            weight = sum(o[1] for o in operands)
+            if len(operands) > 1 and is_op(node, *_COMMUTATIVE):
+                operands = _reorder(editor, node, operands, weights)
+            stem = _digest(node.domain, node.op_type, _attributes(node), *operands)
             for k, output in enumerate(node.outputs):
-                seen[output] = (_digest(stem, str(k)), weight)
+                seen[output] = _digest(stem, str(k))
         return ir.passes.PassResult(model, editor.modified)
 
 
-def _reorder(editor: Editor, node: ir.Node, keys: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    order = sorted(range(len(keys)), key=lambda k: (is_constant(node.inputs[k]), keys[k]))
+def _reorder(editor: Editor, node: ir.Node, keys: list[str], weights: _Weights) -> list[str]:
+    ranks: list[tuple[bool, str, float]] = [
+        (is_constant(value), key, 0.0) for value, key in zip(node.inputs, keys, strict=True)
+    ]
+    if len(set(ranks)) < len(ranks):  # the weights are read only where all else is alike
+        ranks = [(*rank[:2], weights.behind(value)) for rank, value in zip(ranks, node.inputs, strict=True)]
+    order = sorted(range(len(keys)), key=ranks.__getitem__)
     if order != list(range(len(keys))):
         inputs = [node.inputs[k] for k in order]
         for slot, value in enumerate(inputs):
@@ -46,18 +49,48 @@ def _reorder(editor: Editor, node: ir.Node, keys: list[tuple[str, float]]) -> li
     return [keys[k] for k in order]
 
 
-def _key(seen: dict[ir.Value, tuple[str, float]], value: ir.Value | None) -> tuple[str, float]:
+class _Weights:
+    """The sum of the average sizes of all weights on all paths to a value, worked out when asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, float] = {}
+
+    def behind(self, value: ir.Value | None) -> float:
+        """The sum for one value."""
+        waiting = [value] if value is not None else []
+        while waiting:
+            current = waiting[-1]
+            node = current.producer()
+            operands = [] if node is None else [o for o in node.inputs if o is not None]
+            open_ones = [o for o in operands if o not in self._known]
+            if current in self._known or not open_ones:
+                waiting.pop()
+                self._known.setdefault(
+                    current, _size(current) if node is None else sum(self._known[o] for o in operands)
+                )
+            else:
+                waiting += open_ones
+        return 0.0 if value is None else self._known[value]
+
+
+def _size(value: ir.Value) -> float:
+    content = array(value)
+    if content is None or content.dtype.kind != "f" or not content.size:
+        return 0.0
+    return float(np.abs(content).mean(dtype=np.float64))
+
+
+def _key(seen: dict[ir.Value, str], value: ir.Value | None) -> str:
     if value is None:
-        return "", 0.0
+        return ""
     if value not in seen:
-        content = array(value)
-        if content is None:
-            seen[value] = _digest("outside"), 0.0
-        elif content.dtype.kind == "i" and content.size <= 64:
-            seen[value] = _digest(content.dtype.str, str(content.tolist())), 0.0
+        tensor = value.const_value
+        if tensor is None or not is_constant(value):
+            seen[value] = _digest("outside")
+        elif tensor.size <= 64 and tensor.numpy().dtype.kind == "i":
+            seen[value] = _digest(tensor.numpy().dtype.str, str(tensor.numpy().tolist()))
         else:
-            size = float(np.abs(content).mean(dtype=np.float64)) if content.dtype.kind == "f" and content.size else 0.0
-            seen[value] = _digest(content.dtype.str, str(content.shape)), size
+            seen[value] = _digest(tensor.dtype.numpy().str, str(tuple(tensor.shape.numpy())))
     return seen[value]
 
 

@@ -118,12 +118,22 @@ def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) 
     """
     present = [o for o in operands if o is not None]
     if op in _ARITHMETIC and present and all(o.dtype.kind == "f" for o in present):
-        with np.errstate(all="ignore"):
-            value = _ARITHMETIC[op](*(o.astype(np.float64) for o in present))
-        return (np.asarray(value, dtype=present[0].dtype),)
+        return (_arithmetic(op, present),)
     if op in _DIRECT and len(present) == len(operands):
         return (np.asarray(_DIRECT[op](present, attributes), order="C"),)
     return _reference(op, operands, attributes)
+
+
+def _arithmetic(op: str, operands: list[Array]) -> Array:
+    """As if done in double precision and rounded once, which IEEE types narrower than half a double do by themselves."""
+    kind = operands[0].dtype
+    with np.errstate(all="ignore"):
+        if kind in _IEEE and all(o.dtype == kind for o in operands):
+            return np.asarray(_ARITHMETIC[op](*operands))
+        return np.asarray(_ARITHMETIC[op](*(o.astype(np.float64) for o in operands)), dtype=kind)
+
+
+_IEEE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _reshape(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
