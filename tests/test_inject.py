@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxfix.diagnose import FaultKind
-from onnxfix.testing import InjectionError, inject, make_names_opaque, operators
+from onnxfix.testing import InjectionError, inject, make_names_opaque
 
 NETWORK = """
 <ir_version: 9, opset_import: ["": 17]>
@@ -93,31 +93,6 @@ def nodes_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, object]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-@pytest.mark.parametrize("operator", operators())
-def test_every_operator_plants_a_valid_visible_fault(network, operator):
-    before = network.SerializeToString()
-    injection = inject(network, operator, seed=5)
-    assert network.SerializeToString() == before
-    onnx.checker.check_model(injection.model, full_check=True)
-    clean, faulty = run(network, images()), run(injection.model, images())
-    assert faulty.shape == clean.shape
-    assert np.isfinite(faulty).all()
-    assert np.abs(faulty - clean).max() > 1e-6 * np.abs(clean).max()
-    names = nodes_of(injection.model)
-    assert injection.sites
-    for site in injection.sites:
-        assert site.node in names
-        assert set(site.also) <= names.keys()
-        assert isinstance(site.kind, FaultKind)
-
-
-@pytest.mark.parametrize("operator", operators())
-def test_the_seed_decides(network, operator):
-    first, again = inject(network, operator, seed=11), inject(network, operator, seed=11)
-    assert first.model.SerializeToString() == again.model.SerializeToString()
-    assert first.sites == again.sites
 
 
 def test_seeds_reach_different_places(network):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnxfix.errors import OnnxFixError, RuntimeFailure
 from onnxfix.model import Model, load
 from onnxfix.testing.faults import REGISTRY, FaultOperator, Graph, Site, Unfit
 from onnxfix.testing.faults.operator import Candidate
-from onnxfix.testing.visibility import Feeds, Outputs, difference, random_batches, run_all
+from onnxfix.testing.visibility import Feeds, Outputs, difference, random_batches, run_all, same_form
 
 # A fault below this share of the output's range drowns in the float noise of another evaluation order.
 VISIBLE = 1e-5
@@ -32,12 +33,41 @@ class Injection:
         sites: Ground truth, one entry per guilty node or parameter.
         operator: Which operator planted them.
         seed: The seed that reproduces them.
+        changes: How far each fault moves the outputs on the data, in their planting order, as a share of an output's
+            range; infinite where an output is no longer finite.
     """
 
     model: onnx.ModelProto
     sites: tuple[Site, ...]
     operator: str
     seed: int
+    changes: tuple[float, ...] = ()
+
+    @property
+    def visible(self) -> bool:
+        """Whether the data show every fault: each moves some output by more than 1e-5 of its range."""
+        return all(change > VISIBLE for change in self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ground truth as plain JSON data."""
+        return {
+            "operator": self.operator,
+            "seed": self.seed,
+            "visible": self.visible,
+            "changes": [change if np.isfinite(change) else None for change in self.changes],
+            "sites": [
+                {
+                    "kind": str(site.kind),
+                    "node": site.node,
+                    "parameter": site.parameter,
+                    "also": list(site.also),
+                    "expected": site.expected,
+                    "actual": site.actual,
+                    "description": site.description,
+                }
+                for site in self.sites
+            ],
+        }
 
     def __repr__(self) -> str:
         return f"Injection({self.operator}, seed={self.seed}: {'; '.join(s.description for s in self.sites)})"
@@ -56,12 +86,13 @@ def inject(
     count: int = 1,
     node: str | None = None,
     data: Sequence[Feeds] | None = None,
+    visible: bool = True,
 ) -> Injection:
     """Plant ``count`` faults of one kind in a copy of a model.
 
-    Every fault is checked: the faulty model passes the ONNX checker, runs in onnxruntime with the same output shapes,
-    and each fault changes some output by more than 1e-5 of that output's range. A place where that fails is passed
-    over. Other nodes that share a changed initializer keep the old value.
+    Every fault is checked: the faulty model passes the ONNX checker, runs in onnxruntime with the same output shapes
+    and finite outputs (an overflow aside), and each fault changes some output by more than 1e-5 of that output's range.
+    A place where that fails is passed over. Other nodes that share a changed initializer keep the old value.
 
     Args:
         model: A model, or a path to one of any framework; it is left as it is. Nodes without a
@@ -71,6 +102,8 @@ def inject(
         count: How many places to spoil.
         node: Only at this node.
         data: Feeds to judge visibility on; random ones when None.
+        visible: Whether every fault must show on the data. Without it hidden faults are planted, too; a diagnosis
+            reports these as risks. ``Injection.visible`` says what came out.
 
     Returns:
         The faulty model and the ground truth.
@@ -90,7 +123,7 @@ def inject(
     faulty = _with_node_names(clean)
     rng = np.random.default_rng(seed)
     batches = [dict(feeds) for feeds in data] if data else random_batches(faulty, rng)
-    planting = _Planting(REGISTRY[operator], faulty, batches)
+    planting = _Planting(REGISTRY[operator], faulty, batches, threshold=VISIBLE if visible else -1.0)
     for candidate in planting.order(rng, node):
         if planting.planted < count:
             planting.attempt(candidate, rng)
@@ -99,16 +132,25 @@ def inject(
         raise InjectionError(
             f"{operator} fits {planting.planted} places of {where}, not {count}: {planting.refusals()}."
         )
-    return Injection(planting.model, tuple(planting.sites), operator, seed)
+    return Injection(planting.model, tuple(planting.sites), operator, seed, tuple(planting.changes))
 
 
 class _Planting:
     """One run of an operator over a model: tries candidates, keeps what is valid and visible."""
 
-    def __init__(self, operator: FaultOperator, model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) -> None:
+    def __init__(
+        self,
+        operator: FaultOperator,
+        model: onnx.ModelProto,
+        batches: list[dict[str, np.ndarray]],
+        *,
+        threshold: float = VISIBLE,
+    ) -> None:
         self.operator = operator
         self.model = model
         self.sites: list[Site] = []
+        self.changes: list[float] = []
+        self._threshold = threshold
         self.planted = 0
         self._batches = batches
         self._outputs: list[Outputs] = run_all(model, batches)
@@ -138,13 +180,18 @@ class _Planting:
             self._refused.append(f"{candidate[0]}: {str(refusal).splitlines()[0]}")
             return
         change = difference(self._outputs, outputs)
-        if not VISIBLE < change < np.inf:
+        if change <= self._threshold or not self._is_sane(change, outputs):
             self._refused.append(f"{candidate[0]}: it changes the outputs by {change:.1g}")
             return
         self.model, self._outputs = trial, outputs
         self.sites += sites
+        self.changes.append(change)
         self.planted += 1
         self._used.update(name for name in candidate if name in graph.nodes or name == candidate[0])
+
+    def _is_sane(self, change: float, outputs: list[Outputs]) -> bool:
+        """Outputs of the same form, and finite unless the operator is about that."""
+        return change < np.inf or (not self.operator.finite and same_form(self._outputs, outputs))
 
     def refusals(self) -> str:
         """Why places were passed over, the first few."""

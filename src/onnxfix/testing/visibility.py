@@ -61,6 +61,13 @@ def difference(expected: list[Outputs], actual: list[Outputs]) -> float:
     return max(_differences(expected, actual), default=0.0)
 
 
+def same_form(expected: list[Outputs], actual: list[Outputs]) -> bool:
+    """Whether all outputs have the same shape and dtype."""
+    pairs = [(a, b) for one, other in zip(expected, actual, strict=True) for a, b in zip(
+        one.values(), other.values(), strict=True)]
+    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+
+
 def _differences(expected: list[Outputs], actual: list[Outputs]) -> Iterator[float]:
     for one, other in zip(expected, actual, strict=True):
         for (_, left), (_, right) in zip(one.items(), other.items(), strict=True):

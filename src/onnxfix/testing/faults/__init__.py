@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from onnxfix.testing.faults import graph, hyperparameters, layout, weights
+from onnxfix.testing.faults import (
+    blocks,
+    graph,
+    hyperparameters,
+    layout,
+    mode,
+    parameters,
+    precision,
+    settings,
+    weights,
+)
 from onnxfix.testing.faults.editor import Graph, Unfit
 from onnxfix.testing.faults.operator import FaultOperator, Site
 
 REGISTRY: dict[str, FaultOperator] = {
     operator.name: operator()
-    for family in (weights, hyperparameters, graph, layout)
+    for family in (weights, parameters, hyperparameters, settings, graph, blocks, layout, precision, mode)
     for operator in family.OPERATORS
 }
 

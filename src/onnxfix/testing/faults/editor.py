@@ -49,9 +49,10 @@ class Graph:
         self.stored = {t.name: t for t in self.graph.initializer}
         self.inputs = {i.name for i in self.graph.input} - set(self.stored)
         self.outputs = {o.name for o in self.graph.output}
-        self._index()
+        self.reindex()
 
-    def _index(self) -> None:
+    def reindex(self) -> None:
+        """Take note of edits made to nodes in place."""
         self.nodes: dict[str, onnx.NodeProto] = {node.name: node for node in self.graph.node}
         self._producers = {value: node for node in self.graph.node for value in node.output if value}
         self._consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
@@ -191,10 +192,10 @@ class Graph:
             value = clone.output[0] = self.fresh(view.output[0])
             self.insert_node(clone, before=node)
         node.input[operand] = value
-        self._index()
+        self.reindex()
 
     def _store(self, name: str, content: np.ndarray) -> None:
-        tensor = numpy_helper.from_array(np.ascontiguousarray(content), name)
+        tensor = numpy_helper.from_array(np.asarray(content, order="C"), name)
         if name in self.stored:
             self.stored[name].CopyFrom(tensor)
         else:
@@ -205,7 +206,7 @@ class Graph:
     def add_constant(self, content: np.ndarray, base: str = "constant") -> str:
         """Add an initializer under a fresh name."""
         name = self.fresh(base)
-        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(content), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(content, order="C"), name))
         self.stored[name] = self.graph.initializer[-1]
         self._names.add(name)
         return name
@@ -235,7 +236,7 @@ class Graph:
         """Put a node into the list, just before another."""
         position = next(i for i, other in enumerate(self.graph.node) if other.name == before.name)
         self.graph.node.insert(position, node)
-        self._index()
+        self.reindex()
 
     def splice(self, value: str, op_type: str, *constants: str, **attributes: Any) -> onnx.NodeProto:
         """Insert ``op_type(value, *constants)`` on an edge: every reader of ``value`` then reads the new node."""
@@ -256,7 +257,7 @@ class Graph:
         node = onnx.helper.make_node(op_type, [inner, *constants], [outer], name, **attributes)
         names = [n.name for n in self.graph.node]
         self.graph.node.insert(0 if producer is None else names.index(producer.name) + 1, node)
-        self._index()
+        self.reindex()
         return self.nodes[name]
 
     def bypass(self, node: onnx.NodeProto, operand: int = 0) -> None:
@@ -273,11 +274,24 @@ class Graph:
             for reader, index in self.consumers(result):
                 reader.input[index] = value
         self.graph.node.remove(node)
-        self._index()
+        self.reindex()
 
     def _require_plain(self, value: str) -> None:
         if value in self._captured:
             raise Unfit(f"{value} is read inside a control-flow subgraph")
+
+    def prune_nodes(self) -> set[str]:
+        """Remove nodes whose results nothing reads any more; returns their names."""
+        gone: set[str] = set()
+        while dead := [node for node in self.graph.node if not any(map(self._is_read, node.output))]:
+            for node in dead:
+                gone.add(node.name)
+                self.graph.node.remove(node)
+            self.reindex()
+        return gone
+
+    def _is_read(self, value: str) -> bool:
+        return bool(value) and (bool(self.consumers(value)) or value in self.outputs | self._captured)
 
     def prune_constants(self) -> None:
         """Drop initializers and value infos that nothing refers to any more."""

@@ -15,7 +15,7 @@ from onnxfix.testing.faults.operator import Candidate, FaultOperator, Site
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-class _WeightOperator(FaultOperator):
+class WeightOperator(FaultOperator):
     """An operator that gives one linear layer's weight another value."""
 
     kind = FaultKind.WEIGHTS
@@ -31,14 +31,15 @@ class _WeightOperator(FaultOperator):
         if np.array_equal(changed, weight):
             raise Unfit(f"the weight of {node.name} would stay as it is")
         name = graph.set_parameter(node, operand, changed)
-        return (self.site(node.name, name, f"{self.done} of {node.name}"),)
+        done = f"{self.done} of {node.name}"
+        return (self.site(node.name, name, done, expected=weight, actual=changed),)
 
     def change(self, weight: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
         """The faulty weight; ``axis`` is the output channel axis."""
         raise NotImplementedError
 
 
-class PerturbWeight(_WeightOperator):
+class PerturbWeight(WeightOperator):
     """One element of a weight is off by about the weight's own range."""
 
     name = "perturb_weight"
@@ -52,7 +53,7 @@ class PerturbWeight(_WeightOperator):
         return changed
 
 
-class RoundWeightsFp16(_WeightOperator):
+class RoundWeightsFp16(WeightOperator):
     """A weight went through float16."""
 
     name = "round_weights_fp16"
@@ -64,7 +65,7 @@ class RoundWeightsFp16(_WeightOperator):
         return rounded
 
 
-class TransposeKernel(_WeightOperator):
+class TransposeKernel(WeightOperator):
     """A square kernel's height and width are swapped (HWIO read as WHIO)."""
 
     name = "transpose_kernel"
@@ -76,7 +77,7 @@ class TransposeKernel(_WeightOperator):
         return weight.swapaxes(2, 3)
 
 
-class PermuteChannels(_WeightOperator):
+class PermuteChannels(WeightOperator):
     """A weight's output channels are rotated, its bias not."""
 
     name = "permute_channels"
@@ -88,7 +89,7 @@ class PermuteChannels(_WeightOperator):
         return np.roll(weight, int(rng.integers(1, weight.shape[axis])), axis)
 
 
-class SignFlip(_WeightOperator):
+class SignFlip(WeightOperator):
     """A weight is negated."""
 
     name = "sign_flip"
