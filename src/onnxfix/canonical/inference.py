@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
+from onnxfix.canonical.graph_inference import infer_by_onnx
 from onnxfix.canonical.origins import EXPRESSION_OPSET
 
 # Constants up to this many elements are shown to shape inference: targets, axes, pads, sizes.
@@ -29,11 +28,9 @@ def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
     """
     values = [output for node in model.graph.all_nodes() for output in node.outputs if not output.is_graph_output()]
     declared = [(value, value.shape) for value in values]
-    untyped = [value for value in values if value.type is None]
     for value in values:
         value.shape = value.shape if trust else None
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    _leave_containers_open(untyped)
+    infer_by_onnx(model)
     changed = False
     for value, shape in declared:
         if value.shape is None or (shape is not None and len(shape) == len(value.shape)):
@@ -41,31 +38,6 @@ def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
         changed = changed or value.shape != shape
     _correct_resizes(model.graph)
     return changed
-
-
-def _leave_containers_open(values: Iterable[ir.Value]) -> None:
-    """Take back the types of sequences and optionals: onnx_ir 1.1 reads them as those of the tensors inside."""
-    for value in values:
-        node = value.producer()
-        if node is not None and _may_be_container(node, value):
-            value.type = value.shape = None
-
-
-def _may_be_container(node: ir.Node, value: ir.Value) -> bool:
-    schema = _schema(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if schema is None or not schema.outputs:
-        return False
-    index = node.outputs.index(value)
-    formal = schema.outputs[min(index, len(schema.outputs) - 1)]
-    if not any(kind.startswith(("seq(", "optional(")) for kind in formal.types):
-        return False
-    if node.op_type == "Identity":
-        return node.inputs[0] is not None and not isinstance(node.inputs[0].type, ir.TensorType)
-    bodies = [attr.as_graph() for attr in node.attributes.values() if attr.type == ir.AttributeType.GRAPH]
-    if bodies and node.op_type in ("If", "Loop"):
-        inner = bodies[0].outputs[index + (node.op_type == "Loop")]
-        return not isinstance(inner.type, ir.TensorType)
-    return True
 
 
 def _correct_resizes(graph: ir.Graph) -> None:

@@ -125,7 +125,7 @@ def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) 
 
 
 def _arithmetic(op: str, operands: list[Array]) -> Array:
-    """As if done in double precision and rounded once, which IEEE types narrower than half a double do by themselves."""
+    """As if done in double precision and rounded once, as float32 and float16 arithmetic turns out by itself."""
     kind = operands[0].dtype
     with np.errstate(all="ignore"):
         if kind in _IEEE and all(o.dtype == kind for o in operands):
