@@ -16,7 +16,7 @@ from onnxfix.inputs import Inputs
 from onnxfix.inputs.images import PREPROCESSING
 from onnxfix.model import Model, load
 from onnxfix.report import terminal
-from onnxfix.report.files import check_report, write_bytes
+from onnxfix.report.files import check_report
 from onnxfix.report.rows import model_facts
 from onnxfix.shell import Shell, own_streams
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from onnxfix.repair import Repair
 
 GOOD, DIFFERENT, FAILED = 0, 1, 2
-_PROTOBUF_LIMIT = 2**31 - 1
 _INTERCHANGEABLE = ({".keras", ".h5", ".hdf5"}, {".pt", ".pth", ".pt2"})
 
 
@@ -69,15 +68,15 @@ def inspect(args: argparse.Namespace, shell: Shell) -> int:
 
 def canonicalize(args: argparse.Namespace, shell: Shell) -> int:
     """Write a model's normal form."""
+    from onnxfix.canonical import canonicalize as run
+
     output = _output(args.output, {".onnx"}, (args.model,))
     model = _load(args.model, "model", shell)
     shell.progress("canonicalizing", 0.0)
-    proto = model.canonical
-    if proto.ByteSize() > _PROTOBUF_LIMIT:
-        raise ExportError(f"the normal form of {args.model} is larger than the 2 GB that one .onnx file can hold.")
-    write_bytes(output, proto.SerializeToString())
+    canonical = run(model)
+    canonical.save(output)
     shell.done()
-    after, before = len(proto.graph.node), len(model.proto.graph.node)
+    after, before = len(canonical.proto.graph.node), len(model.proto.graph.node)
     shell.say(f"wrote {output}: {after} nodes (before: {before})")
     shell.write_json({"output": str(output), "nodes": after, "nodes_before": before})
     return GOOD

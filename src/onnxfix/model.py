@@ -54,6 +54,7 @@ class Model:
         parameters: Lowered initializer name -> native parameter name (those that can be written back).
         layers: Lowered node name -> native layer path.
         path: The file it was read from, if any.
+        held: Opened files that large tensors of :attr:`proto` are kept in (see :mod:`onnxfix.mapped`).
     """
 
     proto: onnx.ModelProto
@@ -62,6 +63,7 @@ class Model:
     parameters: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
+    held: tuple[object, ...] = field(default=(), repr=False)
 
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -77,7 +79,7 @@ class Model:
     @cached_property
     def canonical(self) -> onnx.ModelProto:
         """The normal form of :attr:`proto` (see ``docs/normal-form.md``)."""
-        return self.normal_form.proto
+        return self.normal_form.pinned()
 
     @cached_property
     def normal_form(self) -> NormalForm:
@@ -169,7 +171,7 @@ def _lowered(obj: Any, inputs: Any) -> Model:
             lowered = candidate.lower(obj, inputs)
             return Model(
                 proto=lowered.proto, framework=candidate.framework, native=lowered.native,
-                parameters=lowered.parameters, layers=lowered.layers, path=lowered.path,
+                parameters=lowered.parameters, layers=lowered.layers, path=lowered.path, held=lowered.held,
             )
     raise LoadError(f"{_describe(obj)} is not a model that onnxfix reads: {_accepted()}.")
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+
+from onnxfix import mapped
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -53,7 +54,7 @@ class GraphView:
     def constant(self, value: str) -> np.ndarray:
         """The content of an initializer (a read-only view where possible)."""
         if value not in self._arrays:
-            self._arrays[value] = numpy_helper.to_array(self._tensors[value])
+            self._arrays[value] = mapped.to_array(self._tensors[value])
         return self._arrays[value]
 
     def tensor(self, value: str) -> onnx.TensorProto:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxfix.canonical.topology import Boundary, Operand, Topology, Vertex
+from onnxfix.mapped import streamed
 
 Color = bytes
 ConstantLabel = Callable[[Topology, Operand, Vertex, int], Color]
@@ -40,7 +41,8 @@ def content(value: np.ndarray) -> Color:
     if value.dtype.kind in "OUS":
         state.update("\0".join(map(str, value.ravel())).encode())
     else:
-        state.update(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+        for piece in streamed(little):
+            state.update(piece)
     return state.digest()
 
 

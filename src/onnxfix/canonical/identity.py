@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from onnxfix.canonical.coloring import (
     Color,
     Coloring,
@@ -20,6 +18,7 @@ from onnxfix.canonical.matching import Matcher
 from onnxfix.canonical.topology import Operand, Topology, Vertex, same_layout, topology, without_adapters
 
 if TYPE_CHECKING:
+    from onnxfix.canonical.pipeline import NormalForm
     from onnxfix.model import Model
 
 _VERSION = b"onnxfix normal form 1"
@@ -43,7 +42,8 @@ def fingerprint(model: Any, weights: bool = True) -> str:
         >>> onnxfix.fingerprint("a.onnx") == onnxfix.fingerprint("a_renamed.onnx")        # doctest: +SKIP
         True
     """
-    return _fingerprint(topology(_canonical(model)), weights).hex()
+    form = _canonical(model)  # held while its constants are read
+    return _fingerprint(topology(form.proto), weights).hex()
 
 
 def is_isomorphic(a: Any, b: Any, weights: bool = True, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
@@ -69,7 +69,7 @@ def is_isomorphic(a: Any, b: Any, weights: bool = True, rtol: float = 1e-4, atol
     from onnxfix.model import load
 
     one, two = load(a), load(b)
-    first, second = topology(one.canonical), topology(two.canonical)
+    first, second = topology(one.normal_form.proto), topology(two.normal_form.proto)
     if _fingerprint(first, weights) == _fingerprint(second, weights):
         return True
     if isomorphic(first, second, weights=weights, rtol=rtol, atol=atol):
@@ -116,10 +116,10 @@ def isomorphic(first: Topology, second: Topology, *, weights: bool, rtol: float,
     return Matcher(one.graph, two.graph, weights=weights, rtol=rtol, atol=atol).match()
 
 
-def _canonical(model: Any) -> onnx.ModelProto:
+def _canonical(model: Any) -> NormalForm:
     from onnxfix.model import load
 
-    return load(model).canonical
+    return load(model).normal_form
 
 
 def _fingerprint(graph: Topology, weights: bool) -> Color:

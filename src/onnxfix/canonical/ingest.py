@@ -9,8 +9,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnxfix import mapped
 from onnxfix.canonical.origins import Parameter
-from onnxfix.canonical.rewriting import LOWERED, ORIGIN, dense
+from onnxfix.canonical.rewriting import LOWERED, ORIGIN, SPILL, dense
 from onnxfix.errors import CanonicalizationError
 
 # Types and shapes of the outputs as the lowered model declares them.
@@ -29,7 +30,7 @@ class LoweredParameters(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._tensors:
-            return onnx.numpy_helper.to_array(self._tensors[name])
+            return mapped.to_array(self._tensors[name])
         value = constant_value(ir.serde.deserialize_node(self._constants[name]))
         if value is None:
             raise KeyError(name)
@@ -64,10 +65,15 @@ def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
     _stamp(model)
     _inline(model)
     graph = model.graph
+    references = {
+        t.name: ir.Tensor(mapped.to_array(t), dtype=ir.DataType(t.data_type)) for t in mapped.references(proto)
+    }
     for value in list(graph.initializers.values()):
         if value.const_value is None:
             raise CanonicalizationError(f"initializer {value.name} has no data: load the model with its external data.")
-        _own(value, value.const_value)
+        _own(value, references.get(value.name or "", value.const_value))
+    if references:
+        graph.meta[SPILL] = mapped.Spill()
     constants = set(graph.initializers.values())
     for body in graph.subgraphs():
         for value in body.initializers.values():

@@ -7,10 +7,11 @@ from collections import Counter
 import onnx
 import onnx_ir as ir
 
+from onnxfix import mapped
 from onnxfix.canonical.inference import is_open
 from onnxfix.canonical.ingest import DECLARED, detached
 from onnxfix.canonical.origins import EXPRESSION_OPSET, Origin
-from onnxfix.canonical.rewriting import LOWERED, lowered_of, origin_of
+from onnxfix.canonical.rewriting import LOWERED, SPILL, lowered_of, origin_of
 
 # Constants larger than this many elements that several nodes share stay shared; smaller ones get one copy per use.
 _SHARED = 2**18
@@ -163,6 +164,21 @@ def _forget_placeholders(value: ir.Value) -> None:
         value.shape = ir.Shape([None if is_open(dim) else dim for dim in value.shape])
 
 
+def _in_files(graph: ir.Graph) -> dict[str, tuple[mapped.MappedFile, int, int]]:
+    """Let constants that lie in mapped files be written as references; where each lies: file, offset and length."""
+    places: dict[str, tuple[mapped.MappedFile, int, int]] = {}
+    for name, constant in graph.initializers.items():
+        tensor = constant.const_value
+        found = mapped.mapping_of(tensor.numpy()) if isinstance(tensor, ir.Tensor) and SPILL in graph.meta else None
+        if tensor is not None and found is not None:
+            file, offset = found
+            constant.const_value = ir.ExternalTensor(
+                file.path, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=name
+            )
+            places[name] = (file, offset, tensor.nbytes)
+    return places
+
+
 def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str, tuple[str, ...]]]:
     """Serialise the named graph.
 
@@ -189,7 +205,10 @@ def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str,
     graph.name, graph.doc_string = "canonical", None
     graph.metadata_props.clear()
     clean = ir.Model(graph, ir_version=_IR_VERSION)
+    places = _in_files(graph)
     proto = ir.serde.serialize_model(clean)
+    for tensor in mapped.references(proto):
+        mapped.refer(tensor, *places[tensor.name])
     origins = {name: origin_of(value) for name, value in graph.initializers.items()}
     return proto, origins, {node.name or "": lowered_of(node) for node in graph}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxfix import mapped
 from onnxfix.canonical.activations import RecognizeActivations
 from onnxfix.canonical.affine import FoldAffineAfter, FoldAffineBefore, MergeAffine, SplitBatchNorm
 from onnxfix.canonical.arithmetic import SpellArithmetic
@@ -41,6 +43,7 @@ from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
+from onnxfix.canonical.rewriting import SPILL, array
 from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
@@ -67,12 +70,20 @@ class NormalForm:
         origins: Canonical initializer name -> expression over lowered parameters.
         provenance: Canonical node name -> names of the lowered nodes it stands for, the primary one first.
         parameters: Lowered initializers and Constant outputs by name, converted when asked for.
+        spill: Where computed constants lie that ``proto`` only refers to; None if it holds all itself.
     """
 
     proto: onnx.ModelProto
     origins: Mapping[str, Origin]
     provenance: Mapping[str, tuple[str, ...]]
     parameters: Mapping[str, np.ndarray]
+    spill: mapped.Spill | None = field(default=None, repr=False)
+
+    def pinned(self) -> onnx.ModelProto:
+        """:attr:`proto` to give away: the constants that it only refers to are kept until Python ends."""
+        if self.spill is not None:
+            self.spill.pin()
+        return self.proto
 
 
 def passes() -> tuple[ir.passes.InPlacePass, ...]:
@@ -144,7 +155,7 @@ def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None, batch: in
     canonical, origins, provenance = emit(model)
     if check is not None:
         check_values(proto, canonical, check)
-    return NormalForm(canonical, origins, provenance, LoweredParameters(proto))
+    return NormalForm(canonical, origins, provenance, LoweredParameters(proto), model.graph.meta.get(SPILL))
 
 
 def plain_form(proto: onnx.ModelProto) -> NormalForm:
@@ -156,17 +167,25 @@ def plain_form(proto: onnx.ModelProto) -> NormalForm:
     model = ingest(proto)
     infer_graph(model, trust=False)
     canonical, origins, provenance = emit(model)
-    return NormalForm(canonical, origins, provenance, LoweredParameters(proto))
+    return NormalForm(canonical, origins, provenance, LoweredParameters(proto), model.graph.meta.get(SPILL))
 
 
 def _settle(model: ir.Model) -> None:
     sequence = passes()
     for _ in range(_ROUNDS):
         refresh(model.graph)
-        changed = [type(p).__name__ for p in sequence if p(model).modified]
+        changed = [type(p).__name__ for p in sequence if _modifies(p, model)]
         if not changed and not infer_graph(model):
             return
     raise CanonicalizationError(f"the normal form does not settle: {', '.join(changed)} still change the model.")
+
+
+def _modifies(step: ir.passes.InPlacePass, model: ir.Model) -> bool:
+    modified = step(model).modified
+    if SPILL in model.graph.meta:
+        for value in model.graph.initializers.values():
+            mapped.release(array(value))
+    return modified
 
 
 @overload
@@ -174,28 +193,33 @@ def canonicalize(model: onnx.ModelProto) -> onnx.ModelProto: ...
 @overload
 def canonicalize(model: ir.Model) -> ir.Model: ...
 @overload
-def canonicalize(model: Model) -> Model: ...
+def canonicalize(model: Model | str | Path) -> Model: ...
 
 
-def canonicalize(model: onnx.ModelProto | ir.Model | Model) -> onnx.ModelProto | ir.Model | Model:
+def canonicalize(model: onnx.ModelProto | ir.Model | Model | str | Path) -> onnx.ModelProto | ir.Model | Model:
     """Bring a model into normal form.
 
     Args:
-        model: An ``onnx.ModelProto``, an ``onnx_ir.Model`` or an :class:`onnxfix.Model`; it is left unchanged.
+        model: An ``onnx.ModelProto``, an ``onnx_ir.Model``, an :class:`onnxfix.Model` or a path to load; it is left
+            unchanged. Weights of more than 512 MB in external files are not read into memory when a path, a ``Model``
+            or an ``onnx_ir.Model`` is given.
 
     Returns:
-        The canonical model, of the type given. An :class:`onnxfix.Model` comes back as an ONNX one.
+        The canonical model, of the type given. An :class:`onnxfix.Model` comes back as an ONNX one, and so does a path.
 
     Raises:
+        LoadError: it is no valid model.
         CanonicalizationError: the normal form cannot be reached.
 
     Example:
         >>> canonical = onnxfix.canonicalize(onnx.load("model.onnx"))     # doctest: +SKIP
     """
-    if isinstance(model, onnx.ModelProto):
-        return normal_form(model).proto
-    if isinstance(model, ir.Model):
-        return ir.serde.deserialize_model(normal_form(ir.serde.serialize_model(model)).proto)
-    from onnxfix.model import Model  # it imports this package
+    from onnxfix.frameworks.onnx_objects import from_ir, from_proto
+    from onnxfix.model import Model, load  # it imports this package
 
-    return Model(proto=model.canonical, native=model.canonical)
+    if isinstance(model, onnx.ModelProto):
+        return normal_form(from_proto(model)).pinned()
+    if isinstance(model, ir.Model):
+        return ir.serde.deserialize_model(normal_form(from_ir(model)).pinned())
+    model = load(model)
+    return Model(proto=model.canonical, native=model.canonical, held=mapped.holders(model.canonical))

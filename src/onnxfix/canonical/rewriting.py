@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxfix import mapped
 from onnxfix.canonical.inference import infer_node
 from onnxfix.canonical.origins import Apply, Literal, Origin, Parameter, apply
 
 ORIGIN = "onnxfix.origin"
 LOWERED = "onnxfix.lowered"
+# Where a graph whose large constants stay in files keeps those that passes make.
+SPILL = "onnxfix.spill"
 # Numbers the constants that passes make; the normal form renames them all.
 _SERIAL = count()
 
@@ -156,10 +159,13 @@ class Editor:
                 raise ValueError(f"{operand.name} is not a constant")
             values.append(content)
         origins = tuple(None if o is None else origin_of(o) for o in operands)
+        results = apply(op, values, attributes)
         hint = next((o.name for o in operands if o is not None and o.name), op)
+        for content in values:
+            mapped.release(content)
         return tuple(
             self._register(result, Apply(op, origins, attributes, index), hint)
-            for index, result in enumerate(apply(op, values, attributes))
+            for index, result in enumerate(results)
         )
 
     def node(
@@ -227,7 +233,10 @@ class Editor:
         stem = hint.partition("@")[0]
         name = f"{stem}@{next(_SERIAL)}"
         self.modified = True
-        value = ir.val(name, const_value=dense(np.asarray(content, order="C"), name))
+        content, spill = np.asarray(content, order="C"), self.graph.meta.get(SPILL)
+        if isinstance(spill, mapped.Spill):
+            content = spill.keep(content)
+        value = ir.val(name, const_value=dense(content, name))
         value.meta[ORIGIN] = origin
         self.graph.register_initializer(value)
         return value

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxfix import mapped
 from onnxfix.errors import CanonicalizationError
 
 # Ops whose two (or more) operands may be given in any order.
@@ -82,7 +83,7 @@ class Topology:
 
 
 def topology(model: onnx.ModelProto) -> Topology:
-    """Read the graph of a model whose external data, if any, is loaded."""
+    """Read the graph of a model; constants that it only refers to are memory-mapped."""
     result, captured = _Reader(model.graph).read()
     if captured:
         raise CanonicalizationError(f"the graph reads {captured[0]}, which nothing produces: the model is not valid.")
@@ -99,7 +100,7 @@ class _Reader:
     def read(self) -> tuple[Topology, list[str]]:
         """The topology, and the names it reads from around it."""
         for tensor in self.graph.initializer:
-            self._constant(tensor.name, numpy_helper.to_array(tensor))
+            self._constant(tensor.name, mapped.to_array(tensor))
         declared = [i for i in self.graph.input if i.name not in self.known]
         for position, info in enumerate(declared):
             self.known[info.name] = Operand("input", position)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxfix import mapped
 from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes, renamed
 from onnxfix.runtime.assembly import Constant, constants_read
@@ -108,7 +109,7 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return bool(np.isclose(a, b, rtol=1e-6, atol=0, equal_nan=True))
     if isinstance(a, onnx.TensorProto) and isinstance(b, onnx.TensorProto):
-        return np.array_equal(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b))
+        return np.array_equal(mapped.to_array(a), mapped.to_array(b))
     return a == b
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxfix import mapped
 from onnxfix.diagnose.differences import SETTINGS
 from onnxfix.runtime.probe import LocalError, measure
 from onnxfix.runtime.session import Session
@@ -44,7 +45,7 @@ def noise_floor(region: onnx.ModelProto, feeds: Mapping[str, np.ndarray], output
         moved = onnx.ModelProto()
         moved.CopyFrom(region)
         for tensor in moved.graph.initializer:
-            content = numpy_helper.to_array(tensor)
+            content = mapped.to_array(tensor)
             if content.dtype.kind == "f" and tensor.name not in settings:
                 tensor.CopyFrom(numpy_helper.from_array(_moved(content, generator), tensor.name))
         values = Session(moved).run({name: _moved(value, generator) for name, value in feeds.items()})

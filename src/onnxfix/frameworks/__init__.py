@@ -46,6 +46,7 @@ class Lowered:
             parameter, verbatim (same shape and content), and so can be written back.
         layers: Lowered node name -> native layer path or operator name, where known.
         path: The file or directory the model was read from, or None for an in-memory object.
+        held: Opened files that the proto's large tensors are kept in (see :mod:`onnxfix.mapped`).
     """
 
     proto: onnx.ModelProto
@@ -53,6 +54,7 @@ class Lowered:
     parameters: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
+    held: tuple[object, ...] = ()
 
 
 class FrameworkAdapter(Protocol):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
+from onnxfix import mapped
 from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes, renamed
 from onnxfix.canonical.origins import invert, parameters_of
@@ -218,4 +218,4 @@ def _transplant(alignment: Alignment, region: Region, prefix: str) -> ReplaceReg
 
 
 def _array(constant: Constant) -> np.ndarray:
-    return constant if isinstance(constant, np.ndarray) else numpy_helper.to_array(constant)
+    return constant if isinstance(constant, np.ndarray) else mapped.to_array(constant)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from onnxfix import mapped
 from onnxfix.align.graph import GraphView, renamed
 from onnxfix.align.regions import Region
 from onnxfix.runtime.assembly import Constant, assemble, constants_read
@@ -30,6 +31,8 @@ COMPARABLE = frozenset(
     }
 )  # fmt: skip
 MASKED = 1e30
+# Elements by which large constants are looked up before they are compared whole.
+_SAMPLE = 4096
 STATISTICS = ("max_difference", "mean_square_difference", "max_source", "mean_square_source")
 
 
@@ -145,7 +148,7 @@ class Probe:
         contents = {_content_key(t): t for t in self.source.proto.graph.initializer}
         for tensor in self.target.proto.graph.initializer:
             twin = contents.get(_content_key(tensor))
-            if twin is None or twin.raw_data != tensor.raw_data:
+            if twin is None or not _same_content(twin, tensor):
                 self._constants[TARGET + tensor.name] = tensor
                 self._names[tensor.name] = TARGET + tensor.name
             else:
@@ -251,8 +254,19 @@ def _from_statistics(row: Sequence[float]) -> LocalError:
 
 
 def _content_key(tensor: onnx.TensorProto) -> tuple[object, ...]:
+    if mapped.is_external(tensor):
+        sample = mapped.to_array(tensor).reshape(-1)[:_SAMPLE].tobytes()
+        return (tensor.data_type, tuple(tensor.dims), hash(sample))
     unique = () if tensor.HasField("raw_data") else (tensor.name, id(tensor))
     return (tensor.data_type, tuple(tensor.dims), hash(tensor.raw_data), *unique)
+
+
+def _same_content(first: onnx.TensorProto, second: onnx.TensorProto) -> bool:
+    """Whether two tensors of one type and shape hold the same bytes."""
+    if not mapped.is_external(first) and not mapped.is_external(second):
+        return bool(first.raw_data == second.raw_data)
+    pairs = zip(mapped.streamed(mapped.to_array(first)), mapped.streamed(mapped.to_array(second)), strict=True)
+    return all(np.array_equal(one, two) for one, two in pairs)
 
 
 def piece(view: GraphView, nodes: Sequence[str], feeds: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:

@@ -6,16 +6,14 @@ Its default level miscomputes zero Pad + MaxPool on negative inputs (folds the p
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
+from onnxfix import mapped
 from onnxfix.errors import InputError, RuntimeFailure
 
 
@@ -38,7 +36,7 @@ class Session:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         try:
-            self._session = _open(proto, options)
+            self._session, self._lent = _open(proto, options)
         except Exception as error:  # onnxruntime raises a family of pybind exceptions with no common base of its own
             raise RuntimeFailure(f"onnxruntime refuses the model: {_first_line(error)}") from error
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
@@ -66,15 +64,38 @@ class Session:
         return dict(zip(wanted, values, strict=True))
 
 
-def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
+    """A session, and the values that it was lent, which must be held as long as it."""
+    lent: list[ort.OrtValue] = []
     providers = ["CPUExecutionProvider"]
-    content = _serialized(proto)
-    if content is not None:
-        return ort.InferenceSession(content, options, providers=providers)
-    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save_model(proto, os.fspath(path), save_as_external_data=True, location="weights.bin")
-        return ort.InferenceSession(os.fspath(path), options, providers=providers)
+    content = None if any(mapped.references(proto)) else _serialized(proto)
+    if content is None:
+        proto, lent = _lending(proto, options)
+        content = proto.SerializeToString()
+    return ort.InferenceSession(content, options, providers=providers), lent
+
+
+def _lending(proto: onnx.ModelProto, options: ort.SessionOptions) -> tuple[onnx.ModelProto, list[ort.OrtValue]]:
+    """The model without its large constants, which onnxruntime is lent as arrays: no second copy of them."""
+    copy = mapped.skeleton(proto, _is_lent)
+    arrays = {t.name: (mapped.to_array(t), t.data_type) for t in proto.graph.initializer if _is_lent(t)}
+    for tensor in copy.graph.initializer:
+        if tensor.name in arrays:
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="lent")
+    values = [_ort_value(array, kind) for array, kind in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
+    return copy, values
+
+
+def _is_lent(tensor: onnx.TensorProto) -> bool:
+    return mapped.is_external(tensor) or (tensor.HasField("raw_data") and mapped.byte_size(tensor) >= mapped.SMALL)
+
+
+def _ort_value(array: np.ndarray, kind: int) -> ort.OrtValue:
+    if array.dtype.kind in "fiub":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), kind)
 
 
 def _serialized(proto: onnx.ModelProto) -> bytes | None:

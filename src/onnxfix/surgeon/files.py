@@ -15,7 +15,8 @@ import numpy as np
 
 from onnxfix.errors import ExportError, OnnxFixError
 from onnxfix.frameworks import Framework, adapter
-from onnxfix.frameworks.onnx import keeps_external_data, with_initializers, write_onnx
+from onnxfix.frameworks.onnx import with_initializers
+from onnxfix.frameworks.onnx_files import keeps_external_data, write_onnx
 from onnxfix.surgeon.patch import SetParameter
 
 if TYPE_CHECKING:
