@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import onnx
 
 from onnxfix.errors import LoadError
 from onnxfix.frameworks import Feeds, Framework, adapter, adapters
+from onnxfix.quantization import Quantization, input_quantization, output_quantization
 
 if TYPE_CHECKING:
     from onnxfix.canonical.pipeline import NormalForm
@@ -26,6 +27,8 @@ class TensorSpec:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
+    quantization: Quantization | None = field(default=None, compare=False)
+    """What the integers of a quantized file's input or output stand for."""
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
@@ -69,12 +72,14 @@ class Model:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The graph inputs, initializers left out."""
         constants = {t.name for t in self.proto.graph.initializer}
-        return tuple(TensorSpec.of(i) for i in self.proto.graph.input if i.name not in constants)
+        specs = (TensorSpec.of(i) for i in self.proto.graph.input if i.name not in constants)
+        return tuple(_told(spec, input_quantization, self.proto) for spec in specs)
 
     @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs."""
-        return tuple(TensorSpec.of(o) for o in self.proto.graph.output)
+        specs = (TensorSpec.of(o) for o in self.proto.graph.output)
+        return tuple(_told(spec, output_quantization, self.proto) for spec in specs)
 
     @cached_property
     def canonical(self) -> onnx.ModelProto:
@@ -128,6 +133,14 @@ class Model:
             f"Model({self.framework}, inputs=[{'; '.join(map(str, self.inputs))}], "
             f"outputs=[{'; '.join(map(str, self.outputs))}], nodes={len(self.proto.graph.node)})"
         )
+
+
+def _told(
+    spec: TensorSpec, find: Callable[[onnx.ModelProto, str], Quantization | None], proto: onnx.ModelProto
+) -> TensorSpec:
+    """The spec with what its integers stand for, where it has eight or sixteen bits and the graph tells."""
+    small = spec.dtype.kind in "iu" and spec.dtype.itemsize <= 2
+    return replace(spec, quantization=find(proto, spec.name)) if small else spec
 
 
 def load(obj: Any, inputs: Any = None, *, verify: bool = False) -> Model:

@@ -15,6 +15,7 @@ from onnxfix.errors import InputError
 if TYPE_CHECKING:
     from onnxfix.inputs import InputPair
     from onnxfix.model import Model
+    from onnxfix.quantization import Quantization
 
 _WORST = 5
 
@@ -30,6 +31,7 @@ class Accumulator:
         movable: Whether an output may have its channel axis elsewhere (the models' inputs do, too).
         rtol: Relative tolerance.
         atol: Absolute tolerance added to it.
+        scales: What each of the target's outputs stands for, where it is quantized and the source's is not.
 
     Example:
         >>> accumulator = Accumulator(["y"], ["y"])
@@ -48,6 +50,7 @@ class Accumulator:
         movable: bool = False,
         rtol: float = 1e-3,
         atol: float = 0.0,
+        scales: Sequence[Quantization | None] = (),
     ) -> None:
         if rtol < 0 or atol < 0:
             raise InputError(f"the tolerances are rtol={rtol} and atol={atol}, but must not be negative.")
@@ -58,6 +61,7 @@ class Accumulator:
             for a, b in zip(source_names, target_names, strict=False)
         ]
         self._rtol, self._atol = rtol, atol
+        self._scales = list(scales) or [None] * len(self._tracks)
         self._count = 0
 
     @classmethod
@@ -80,6 +84,10 @@ class Accumulator:
             movable=any(pair.permutation for pair in pairs) or not any(_has_layout(pair) for pair in pairs),
             rtol=rtol,
             atol=atol,
+            scales=[
+                theirs.quantization if ours.dtype.kind == "f" else None
+                for ours, theirs in zip(source.outputs, target.outputs, strict=False)
+            ],
         )
 
     @property
@@ -103,8 +111,11 @@ class Accumulator:
         if count is None:
             count = rows or 1
         per_sample = rows is not None and rows >= count
-        for track, ours, theirs in zip(self._tracks, source_outputs, target_outputs, strict=False):
-            track.add(np.asarray(ours), np.asarray(theirs), self._count, count if per_sample else None)
+        for track, ours, theirs, scale in zip(
+            self._tracks, source_outputs, target_outputs, self._scales, strict=False
+        ):
+            told = theirs if scale is None else scale.dequantize(theirs)
+            track.add(np.asarray(ours), np.asarray(told), self._count, count if per_sample else None)
         self._count += count
 
     def result(self, noise: float | None = None) -> Comparison:

@@ -18,7 +18,8 @@ def adapt(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Transpose and cast ``array`` to what ``spec`` asks for.
 
     The axes are moved between channels-first and channels-last only where the shape fits in no other way. Floats
-    change width freely; integers as long as the values fit; floats become integers only where every value is whole.
+    change width freely; integers as long as the values fit; floats become integers only where every value is whole, or
+    where the model says what its integers stand for (a quantized file's input).
 
     Raises:
         InputError: shape, dtype or values do not fit; the text names what was expected and what was given.
@@ -31,6 +32,8 @@ def adapt(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
                 f"the data for input {spec.name} have {array.shape[0]} rows, but the model takes exactly {batch} "
                 f"({spec})."
             )
+    if spec.quantization is not None and array.dtype.kind == "f":
+        return spec.quantization.quantize(array)
     result = cast(array, spec.dtype, spec.name)
     return np.ascontiguousarray(result) if result.ndim else result
 
