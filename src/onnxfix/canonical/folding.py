@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxfix.canonical.queries import NUMBERS
 from onnxfix.canonical.rewriting import Editor, attribute, is_constant, is_op, live
 from onnxfix.errors import CanonicalizationError
 
@@ -19,9 +20,6 @@ _FOLDED = frozenset(
      "ReduceSum", "Reshape", "Round", "ScatterND", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split",
      "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor", "MatMul"}
 )
-
-
-_NUMBERS = frozenset(kind for kind in ir.DataType if kind != ir.DataType.UNDEFINED and kind.numpy().kind in "fiub")
 
 
 class FoldConstants(ir.passes.InPlacePass):
@@ -48,7 +46,7 @@ def _foldable(node: ir.Node) -> bool:
     if node.op_type == "Identity" and node.outputs[0].is_graph_output():
         return False  # the one way in which a constant can be an output
     known = [value.const_value for value in operands]
-    if any(tensor is None or tensor.dtype not in _NUMBERS for tensor in known):
+    if any(tensor is None or tensor.dtype not in NUMBERS for tensor in known):
         return False
     given = sum(tensor.size for tensor in known if tensor is not None)
     made = [int(np.prod(o.shape.numpy())) for o in node.outputs if o.shape is not None and o.shape.is_static()]

@@ -7,7 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_op, live, producer, rank
+from onnxfix.canonical.deferred import LARGE, sample
+from onnxfix.canonical.queries import NUMBERS
+from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_constant, is_op, live, producer, rank
+from onnxfix.mapped import streamed
 
 _FULL = 2**31 - 1
 
@@ -200,21 +203,18 @@ def _drop_outputs(editor: Editor, node: ir.Node) -> None:
 class MergeEqualNodes(ir.passes.InPlacePass):
     """Common subexpressions: nodes with the same op, attributes and operands become one.
 
-    Constants count as equal when their content is equal (up to 4096 elements) or when they are the same value.
-    Random ops and control flow are left alone.
+    Constants count as equal when their content is equal or when they are the same value. Random ops and control flow
+    are left alone.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge in topological order, so that equal chains merge in one walk."""
         editor = Editor(model.graph)
-        seen: dict[object, ir.Node] = {}
+        seen = _Seen()
         outputs = {id(o) for o in model.graph.outputs}
         for node in live(model.graph):
-            key = _key(node)
-            if key is None:
-                continue
-            first = seen.setdefault(key, node)
-            if first is node or any(id(o) in outputs for o in node.outputs):
+            first = seen.first(node)
+            if first is None or any(id(o) in outputs for o in node.outputs) or not _same_constants(first, node):
                 continue
             for old, new in zip(node.outputs, first.outputs, strict=True):
                 editor.replace(old, new)
@@ -223,7 +223,27 @@ class MergeEqualNodes(ir.passes.InPlacePass):
 
 
 _NEVER_MERGED = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
-_COMPARED = 4096
+
+
+class _Seen:
+    """The nodes met so far. Large constants are looked into only where all else about two nodes is equal."""
+
+    def __init__(self) -> None:
+        self._alone: dict[object, ir.Node] = {}
+        self._met: dict[object, ir.Node] = {}
+
+    def first(self, node: ir.Node) -> ir.Node | None:
+        """The first node that is like this one, as far as samples of their constants tell."""
+        key = _key(node)
+        if key is None:
+            return None
+        other = self._alone.setdefault(key, node)
+        if other is node:
+            return None
+        if (key,) not in self._met:
+            self._met[key,] = self._met[key, _samples(other)] = other
+        found = self._met.setdefault((key, _samples(node)), node)
+        return None if found is node else found
 
 
 def _key(node: ir.Node) -> object | None:
@@ -239,7 +259,26 @@ def _key(node: ir.Node) -> object | None:
 
 
 def _operand_key(value: ir.Value | None) -> object:
-    content = array(value)
-    if content is None or content.size > _COMPARED or content.dtype.kind not in "fiub":
+    tensor = None if value is None or not is_constant(value) else value.const_value
+    if tensor is None or tensor.dtype not in NUMBERS:
         return id(value)
-    return content.dtype.str, content.shape, content.tobytes()
+    shape = tuple(tensor.shape.numpy())
+    return tensor.dtype, shape, None if tensor.size >= LARGE else tensor.numpy().tobytes()
+
+
+def _samples(node: ir.Node) -> tuple[bytes, ...]:
+    tensors = [value.const_value for value in node.inputs if value is not None and is_constant(value)]
+    return tuple(sample(tensor) for tensor in tensors if tensor is not None and tensor.size >= LARGE)
+
+
+def _same_constants(first: ir.Node, second: ir.Node) -> bool:
+    """Whether large constants of two nodes whose keys are equal have the same content."""
+    for one, two in zip(first.inputs, second.inputs, strict=True):
+        if one is two or one is None or one.const_value is None or one.const_value.size < LARGE:
+            continue
+        a, b = array(one), array(two)
+        if a is None or b is None:
+            continue
+        if not all(np.array_equal(p, q) for p, q in zip(streamed(a), streamed(b), strict=True)):
+            return False
+    return True

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxfix import mapped
+from onnxfix.canonical.deferred import LARGE, borrowed
 from onnxfix.canonical.origins import Parameter
 from onnxfix.canonical.rewriting import LOWERED, ORIGIN, SPILL, dense
 from onnxfix.errors import CanonicalizationError
@@ -117,7 +118,7 @@ def _bind_batch(graph: ir.Graph, batch: int) -> None:
 def _own(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Detach a constant from the lowered model's tensor, whose name must not follow ours."""
     value.const_value = detached(tensor, value.name)
-    value.shape, value.type = ir.Shape(tensor.numpy().shape), ir.TensorType(tensor.dtype)
+    value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     value.meta[ORIGIN] = Parameter(value.name or "")
 
 
@@ -125,6 +126,8 @@ def detached(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
     """The same content under a name of its own."""
     if tensor.dtype == ir.DataType.STRING:
         return dense(np.asarray(tensor.numpy()), name)
+    if tensor.size >= LARGE and not isinstance(tensor, ir.Tensor):
+        return borrowed(tensor, name)
     return ir.Tensor(tensor.numpy(), name=name, dtype=tensor.dtype)
 
 

@@ -110,8 +110,16 @@ _ARITHMETIC: dict[str, Callable[..., Array]] = {
 }
 
 
-def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:
+def apply(
+    op: str, operands: list[Array | None], attributes: Mapping[str, Any], *, ordered: bool = True
+) -> tuple[Array, ...]:
     """Evaluate one ONNX op on arrays; float arithmetic is done in double precision and rounded once.
+
+    Args:
+        op: Op type.
+        operands: Its operands.
+        attributes: Its attributes.
+        ordered: Whether the result must be in C order; views in another order cost nothing.
 
     Raises:
         CanonicalizationError: the op cannot be evaluated.
@@ -120,7 +128,7 @@ def apply(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) 
     if op in _ARITHMETIC and present and all(o.dtype.kind == "f" for o in present):
         return (_arithmetic(op, present),)
     if op in _DIRECT and len(present) == len(operands):
-        return (np.asarray(_DIRECT[op](present, attributes), order="C"),)
+        return (np.asarray(_DIRECT[op](present, attributes), order="C" if ordered else "K"),)
     return _reference(op, operands, attributes)
 
 

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnxfix.canonical.rewriting import array, is_constant
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+# Types that numpy itself knows.
+NUMBERS = frozenset(kind for kind in ir.DataType if kind != ir.DataType.UNDEFINED and kind.numpy().kind in "fiub")
 # Ops that turn a last-bit difference into a whole step.
 _STEPS = frozenset(
     {"Floor", "Ceil", "Round", "Cast", "Mod", "Sign", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix import mapped
+from onnxfix.canonical.deferred import deferred
 from onnxfix.canonical.inference import infer_node
 from onnxfix.canonical.origins import Apply, Literal, Origin, Parameter, apply
 
@@ -152,15 +153,18 @@ class Editor:
 
     def constants(self, op: str, *operands: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
         """As :meth:`constant`, for ops with several outputs."""
-        values = []
         for operand in operands:
-            content = array(operand)
-            if operand is not None and content is None:
+            if operand is not None and not is_constant(operand):
                 raise ValueError(f"{operand.name} is not a constant")
-            values.append(content)
         origins = tuple(None if o is None else origin_of(o) for o in operands)
-        results = apply(op, values, attributes)
         hint = next((o.name for o in operands if o is not None and o.name), op)
+        later = None
+        if SPILL not in self.graph.meta:
+            later = deferred(op, [None if o is None else o.const_value for o in operands], attributes)
+        if later is not None:
+            return (self._add(later, Apply(op, origins, attributes), hint),)
+        values = [array(operand) for operand in operands]
+        results = apply(op, values, attributes)
         for content in values:
             mapped.release(content)
         return tuple(
@@ -230,13 +234,16 @@ class Editor:
                 self.modified = True
 
     def _register(self, content: np.ndarray, origin: Origin, hint: str) -> ir.Value:
-        stem = hint.partition("@")[0]
-        name = f"{stem}@{next(_SERIAL)}"
-        self.modified = True
         content, spill = np.asarray(content, order="C"), self.graph.meta.get(SPILL)
         if isinstance(spill, mapped.Spill):
             content = spill.keep(content)
-        value = ir.val(name, const_value=dense(content, name))
+        return self._add(dense(content, None), origin, hint)
+
+    def _add(self, tensor: ir.TensorProtocol, origin: Origin, hint: str) -> ir.Value:
+        stem = hint.partition("@")[0]
+        tensor.name = name = f"{stem}@{next(_SERIAL)}"
+        self.modified = True
+        value = ir.val(name, const_value=tensor)
         value.meta[ORIGIN] = origin
         self.graph.register_initializer(value)
         return value
