@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rewrites import normal, ops, parse, rewrite
 
+from onnxfix.canonical import is_isomorphic
 from onnxfix.canonical.arithmetic import SpellArithmetic
 from onnxfix.canonical.housekeeping import RemoveDeadCode
 from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNorm
@@ -51,6 +52,19 @@ def test_spelled_out_layer_normalization_is_recognized(rest: str) -> None:
 )
 def test_other_things_are_not(rest: str, changed: dict[str, np.ndarray]) -> None:
     assert "LayerNormalization" not in recognized(STATISTICS + rest, **changed)
+
+
+def test_an_epsilon_that_an_optimiser_left_out_is_none() -> None:
+    """onnxscript drops the addition of 1e-12; the two are the same model."""
+    head = "(float[N,4,5] x) => (float[N,4,5] y) { m = ReduceMean(x, axes) d = Sub(x, m) q = Mul(d, d)"
+    tail = "y = Div(d, s) }"
+    axes = {"axes": np.array([-1])}
+    with_it = parse(f"{head} v = ReduceMean(q, axes) e = Add(v, eps) s = Sqrt(e) {tail}", eps=np.float32(1e-12), **axes)
+    without = parse(f"{head} v = ReduceMean(q, axes) s = Sqrt(v) {tail}", **axes)
+    assert ops(rewrite(without, RecognizeLayerNorm(), RemoveDeadCode())) == ["LayerNormalization"]
+    assert is_isomorphic(with_it, without)
+    visible = parse(f"{head} v = ReduceMean(q, axes) e = Add(v, eps) s = Sqrt(e) {tail}", eps=np.float32(1e-6), **axes)
+    assert not is_isomorphic(visible, without)
 
 
 def test_other_axes_are_normalized_between_transposes() -> None:

@@ -18,7 +18,8 @@ _OPS = frozenset(
 class SpellBroadcasts(ir.passes.InPlacePass):
     """``f(x, c[1, C, 1, 1]) -> f(x, c[C, 1, 1])`` and ``f(x, c[1]) -> f(x, c[])`` where x has at least that rank.
 
-    ``f(x[B, S, D], y[S, D]) -> f(x, Reshape(y, [1, S, D]))`` for computed operands, which then meet other Reshapes.
+    ``f(x[B, S, D], y[S, D]) -> f(x, Reshape(y, [1, S, D]))`` for computed operands, which then meet other Reshapes,
+    and likewise ``f(y[S, D], c[1, S, D])`` where only a constant has the ones.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -43,7 +44,7 @@ def _same_ranks(editor: Editor, node: ir.Node) -> None:
     computed = [value for value in node.inputs if value is not None and not is_constant(value)]
     ranks = [rank(value) for value in computed]
     highest = rank(node.outputs[0])
-    if is_op(node, "PRelu") or highest is None or highest not in ranks or None in ranks:
+    if is_op(node, "PRelu") or highest is None or not ranks or None in ranks:
         return
     for slot, value in enumerate(node.inputs):
         if value not in computed or rank(value) in (0, highest):

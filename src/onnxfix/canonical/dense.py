@@ -13,7 +13,7 @@ from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, produc
 from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, is_constant
-from onnxfix.canonical.symbolic import sizes_of
+from onnxfix.canonical.symbolic import Size, sizes_of
 
 
 class SpellDense(ir.passes.InPlacePass):
@@ -199,7 +199,7 @@ def is_sequence(leading: Sequence[int | None]) -> bool:
 def _plain_batch(editor: Editor, node: ir.Node) -> None:
     """``Reshape(x[A, B, C, D], [A1, A2, B, C * D]) @ W = Reshape(Reshape(x, [A, B, C * D]) @ W, [A1, A2, B, O])``.
 
-    The batch of a dense layer is what it is in the value that is flattened for it.
+    The batch of a dense layer is what it is in the value that is flattened for it; of a sequence alone it is one.
     """
     flat, kernel = producer(node.inputs[0], "Reshape"), node.inputs[1]
     columns = sizes_of(kernel)
@@ -213,6 +213,8 @@ def _plain_batch(editor: Editor, node: ir.Node) -> None:
     if [k for k in found[-1].after if sizes[k].number != 1] != [len(sizes) - 1]:
         return
     batch = source[: found[-1].before[0]]
+    if len(batch) == 1 and batch[0].number is not None:
+        batch = [Size(1), *batch]
     wanted, result = [*batch, sizes[-1]], [*batch, columns[1]]
     target, back = constant_target(source, wanted), constant_target(result, [*sizes[:-1], columns[1]])
     if wanted == sizes or len(wanted) < 3 or target is None or back is None:

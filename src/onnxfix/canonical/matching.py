@@ -13,6 +13,8 @@ from onnxfix.canonical.topology import Operand, Topology, Vertex
 
 # Undone pairings of commutative operands before giving up: refinement leaves almost none to guess, so this is a guard.
 _BUDGET = 10_000
+# Two numbers this near are the same whatever they are for: an epsilon of 1e-12 that an optimiser took for none.
+_NOTHING = 1e-11
 # Elements looked at first, and elements compared at a time (bounds the memory that doubles take).
 _SAMPLE, _BLOCK = 64, 1 << 20
 
@@ -245,7 +247,8 @@ class Matcher:
         if isinstance(one, tuple) and isinstance(two, tuple):
             return len(one) == len(two) and all(map(self._values, one, two))
         if isinstance(one, float) and isinstance(two, float):
-            return one == two or abs(one - two) <= self.rtol * min(abs(one), abs(two)) or (one != one and two != two)
+            allowed = self.rtol * min(abs(one), abs(two)) + _NOTHING
+            return one == two or abs(one - two) <= allowed or (one != one and two != two)
         return type(one) is type(two) and bool(one == two)
 
     def _constants(self, one: Operand, two: Operand, vertex: Vertex | None, slot: int) -> bool:

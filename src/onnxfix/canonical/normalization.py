@@ -53,9 +53,10 @@ class RecognizeLayerNorm(ir.passes.InPlacePass):
 def _statistics(root: ir.Node) -> _Statistics | None:
     add = producer(root.inputs[0], "Add")
     pair = operands(add) if add is not None else None
-    if add is None or pair is None or scalar(pair[1]) is None or not is_float(pair[0]):
-        return None
-    variance = producer(pair[0], "ReduceMean")
+    epsilon = 0.0 if add is None else None if pair is None else scalar(pair[1])
+    if epsilon is None or not is_float(root.inputs[0]):
+        return None  # an epsilon that is too small to count is left out by optimisers
+    variance = producer(root.inputs[0] if pair is None else pair[0], "ReduceMean")
     square = None if variance is None else producer(variance.inputs[0], "Mul")
     if variance is None or square is None or square.inputs[0] is not square.inputs[1]:
         return None
@@ -70,8 +71,8 @@ def _statistics(root: ir.Node) -> _Statistics | None:
         return None
     return _Statistics(
         value=value, mean=mean.outputs[0], centered=center.outputs[0], deviation=root.outputs[0], axes=axes,
-        shape=tuple(int(shape[a] or 0) for a in axes), epsilon=scalar(pair[1]) or 0.0,
-        nodes=(root, add, variance, square, center, mean),
+        shape=tuple(int(shape[a] or 0) for a in axes), epsilon=epsilon,
+        nodes=(root, *([] if add is None else [add]), variance, square, center, mean),
     )
 
 

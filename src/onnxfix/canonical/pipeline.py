@@ -39,6 +39,7 @@ from onnxfix.canonical.ordering import OrderOperands
 from onnxfix.canonical.origins import Origin
 from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 from onnxfix.canonical.pooling import SpellPools
+from onnxfix.canonical.products import SpellProducts
 from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
@@ -115,6 +116,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         PushThroughReshapes(),
         SinkReshapes(),
         SinkThroughBlocks(),
+        SpellProducts(),
         ResolveAutoPad(),
         MergePads(),
         FoldPads(),

@@ -65,6 +65,8 @@ class PushThroughReshapes(ir.passes.InPlacePass):
 
     A Reshape that mixes blocks still goes when all it feeds is a dense layer with a constant kernel: with
     ``Reshape(T_p(x), [N, K]) @ W = Reshape(x, [N, K]) @ W'`` the rows of ``W'`` are those of ``W``, transposed back.
+    One that mixes blocks between two transposes goes behind both where the second leaves the mixed ones together:
+    ``T_q(Reshape(T_p(x))) -> Reshape'(T_r(x))``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -75,6 +77,8 @@ class PushThroughReshapes(ir.passes.InPlacePass):
                 found = transposed(node.inputs[0])
                 if found is not None:
                     _exchange(editor, node, *found)
+            elif is_op(node, "Transpose"):
+                _meet(editor, node)
             elif is_op(node, "Gemm", "MatMul"):
                 _into_rows(editor, node)
         return ir.passes.PassResult(model, editor.modified)
@@ -111,6 +115,33 @@ def _exchange(editor: Editor, node: ir.Node, mover: ir.Node, perm: Perm) -> None
     editor.remove([node, mover])
 
 
+def _meet(editor: Editor, node: ir.Node) -> None:
+    """Let the transposes before and after a Reshape meet in front of it."""
+    flat, found = producer(node.inputs[0], "Reshape"), transposed(node.outputs[0])
+    if flat is None or found is None or transposed(flat.inputs[0]) is None or not is_constant(flat.inputs[1]):
+        return
+    before, after = sizes_of(flat.inputs[0]), sizes_of(flat.outputs[0])
+    pieces = None if before is None or after is None else groups(before, after)
+    if before is None or after is None or not pieces or flat.inputs[0] is None:
+        return
+    wanted = [after[axis] for axis in found[1]]
+    moved = [axis for axis in found[1] if after[axis].number != 1]
+    order, axes = [], list[int]()
+    for axis in moved:
+        group = next(g for g in pieces if axis in g.after)
+        if group not in order:
+            order.append(group)
+            axes += [k for k in group.after if after[k].number != 1]
+    ones = [k for k, size in enumerate(before) if size.number == 1]
+    perm = (*ones, *(k for group in order for k in group.before))
+    target = constant_target([before[k] for k in perm], wanted)
+    if axes != moved or target is None or len(perm) != len(before):
+        return
+    together = permute(editor, flat.inputs[0], perm, [node], node, like_shape=node.outputs[0])
+    editor.replace(node.outputs[0], reshape(editor, together, target, wanted, [flat], node))
+    editor.remove([node, flat])
+
+
 def _contiguous(place: list[int], source: Sequence[Size]) -> bool:
     """Whether axes are neighbours in order, axes of size one between them not counted."""
     if place != sorted(place):
@@ -135,7 +166,8 @@ def _into_rows(editor: Editor, node: ir.Node) -> None:
         return
     source, new, blocks = pieces
     place = [perm[k] for k in blocks[-1].before]
-    if blocks[-1].after != (len(new) - 1,) or any(source[axis].number is None for axis in place):
+    columns = [k for k in blocks[-1].after if new[k].number != 1]
+    if columns != [len(new) - 1] or any(source[axis].number is None for axis in place):
         return
     places = [[perm[k] for k in block.before] for block in blocks[:-1]] + [sorted(place)]
     if not all(_contiguous(p, source) for p in places) or [p[0] for p in places] != sorted(p[0] for p in places):

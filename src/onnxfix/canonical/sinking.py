@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxfix.canonical.permutation import rebuild, reshape, stripped
+from onnxfix.canonical.permutation import rebuild, reshape, stripped, transposed
 from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, producer
@@ -19,7 +19,8 @@ class SinkReshapes(ir.passes.InPlacePass):
     """``f(Reshape(x), c) -> Reshape(f(x, Reshape'(c)))``, and the same for operands that are all reshaped alike.
 
     A constant comes along where it varies over whole groups of axes that the Reshape splits or merges: a bias [2, 4]
-    behind a Reshape of [N, 8] to [N, 2, 4] is a bias [8] before it.
+    behind a Reshape of [N, 8] to [N, 2, 4] is a bias [8] before it. An operand that is not reshaped, or in another way,
+    comes along where axes are merged: ``Reshape(x[N, H, W, C]) + y[N, S, C] = Reshape(x + Reshape(y, [N, H, W, C]))``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -33,7 +34,7 @@ class SinkReshapes(ir.passes.InPlacePass):
 
 def _sink(editor: Editor, node: ir.Node) -> None:
     movers = [producer(value, "Reshape") for value in node.inputs]
-    present = sorted((m for m in movers if m is not None), key=_elements, reverse=True)
+    present = sorted((m for m in movers if m is not None), key=_foremost)
     if not present or present[0].inputs[0] is None or not is_constant(present[0].inputs[1]):
         return
     shape, sizes = sizes_of(present[0].inputs[0]), sizes_of(present[0].outputs[0])
@@ -41,6 +42,8 @@ def _sink(editor: Editor, node: ir.Node) -> None:
         return
     inputs: list[ir.Value | None] = []
     moved: dict[int, list[int]] = {}
+    along: list[int] = []
+    merges = _long(shape) > _long(sizes) and transposed(present[0].inputs[0]) is None
     for slot, (value, mover) in enumerate(zip(node.inputs, movers, strict=True)):
         if mover is not None and _alike(mover, shape, sizes):
             inputs.append(mover.inputs[0])
@@ -49,11 +52,18 @@ def _sink(editor: Editor, node: ir.Node) -> None:
         elif value is not None and is_constant(value) and (before := _shape_before(value, shape, sizes)) is not None:
             moved[slot] = before
             inputs.append(value)
+        elif merges and not is_constant(value) and sizes_of(value) == sizes:
+            along.append(slot)
+            inputs.append(value)
         else:
             return
-    target = constant_target(shape, sizes)
-    if target is None:
+    target, back = constant_target(shape, sizes), constant_target(sizes, shape)
+    if target is None or (along and back is None):
         return
+    for slot in along:
+        beside = node.inputs[slot]
+        if beside is not None and back is not None:
+            inputs[slot] = reshape(editor, beside, back, shape, present[:1], node)
     for slot, before in moved.items():
         literal = editor.literal(np.asarray(before, dtype=np.int64))
         inputs[slot] = stripped(editor, editor.constant("Reshape", inputs[slot], literal))
@@ -64,9 +74,17 @@ def _sink(editor: Editor, node: ir.Node) -> None:
     editor.remove([node, *present])
 
 
-def _elements(mover: ir.Node) -> int:
-    """Elements of a reshaped value, symbols not counted: the operand with most has the shape of the result."""
-    return int(np.prod([size.factor for size in sizes_of(mover.outputs[0]) or ()]))
+def _long(sizes: Sequence[Size]) -> int:
+    return sum(size.number != 1 for size in sizes)
+
+
+def _foremost(mover: ir.Node) -> tuple[int, bool, int]:
+    """By elements of a reshaped value, symbols not counted, most first: that operand has the shape of the result.
+
+    Of several, by axes before the Reshape, most first; behind a Transpose, which nothing else follows, last.
+    """
+    elements = int(np.prod([size.factor for size in sizes_of(mover.outputs[0]) or ()]))
+    return -elements, transposed(mover.inputs[0]) is not None, -_long(sizes_of(mover.inputs[0]) or ())
 
 
 def _alike(mover: ir.Node, shape: Sequence[Size], sizes: Sequence[Size]) -> bool:

@@ -12,25 +12,21 @@ from onnxfix.canonical.permutation import rebuild, reshape
 from onnxfix.canonical.reductions import OPS as REDUCTIONS
 from onnxfix.canonical.regrouping import Group, groups
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live, producer, rank
+from onnxfix.canonical.rewriting import Editor, array, attribute, is_constant, is_op, live, producer
 from onnxfix.canonical.symbolic import Size, sizes_of
 
 
 class SinkThroughBlocks(ir.passes.InPlacePass):
     """``f(Reshape(x)) -> Reshape(f(x))`` where f works along axes that the Reshape leaves alone.
 
-    Softmax, LayerNormalization, reductions, Pad, Slice, Concat, and MatMul with a constant matrix. In products of two
-    computed operands, leading dimensions of size one are left out: ``[1, H, S, K] @ [1, H, K, T]`` is
-    ``[H, S, K] @ [H, K, T]`` between Reshapes, wherever a converter keeps the ones.
+    Softmax, LayerNormalization, reductions, Pad, Slice, Concat, and MatMul with a constant matrix. A reduction may also
+    be one over all that the Reshape splits: the mean over H and W of ``[N, H, W, C]`` is that over S of ``[N, S, C]``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Push through the whole graph in one topological walk."""
         editor = Editor(model.graph)
         for node in live(model.graph):
-            if is_op(node, "MatMul") and not any(is_constant(value) for value in node.inputs):
-                _without_ones(editor, node)
-                continue
             if is_op(node, "Concat"):
                 _concat(editor, node)
                 continue
@@ -41,7 +37,7 @@ class SinkThroughBlocks(ir.passes.InPlacePass):
                 _along_axes(editor, node, mover)
             elif is_op(node, "Pad", "Slice"):
                 _resized_axes(editor, node, mover)
-            elif is_op(node, "LayerNormalization", "MatMul"):
+            elif is_op(node, "LayerNormalization") or (is_op(node, "MatMul") and is_constant(node.inputs[1])):
                 _trailing(editor, node, mover)
         return ir.passes.PassResult(model, editor.modified)
 
@@ -64,9 +60,12 @@ def _along_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
     if given is None or not (single or attribute(node, "keepdims", 1)):
         return
     axes = [int(a) % len(after) for a in given]
-    if any(a not in places for a in axes):
-        return
-    moved = [places[a] for a in axes]
+    moved = [places[a] for a in axes if a in places]
+    if len(moved) < len(axes):
+        split = None if single else _whole(found, after, axes)
+        if split is None:
+            return
+        moved = split
     if single:
         _write(editor, node, mover, before, after, {"axis": moved[0]})
         return
@@ -83,6 +82,18 @@ def _places(found: Sequence[Group], after: Sequence[Size]) -> dict[int, int]:
         if len(group.before) == 1 and len(long) == 1:
             places[long[0]] = group.before[0]
     return places
+
+
+def _whole(found: Sequence[Group], after: Sequence[Size], axes: Sequence[int]) -> list[int] | None:
+    """The axes before the Reshape, where those after it are all that became of them."""
+    moved: list[int] = []
+    for group in found:
+        reduced = [k in axes for k in group.after if after[k].number != 1]
+        if all(reduced):
+            moved += group.before
+        elif any(reduced):
+            return None
+    return moved
 
 
 def _resized_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
@@ -188,30 +199,3 @@ def _write(
         new.outputs[0].type = node.outputs[0].type
     editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, result, [mover], node))
     editor.remove([node, mover])
-
-
-def _without_ones(editor: Editor, node: ir.Node) -> None:
-    first, second = sizes_of(node.inputs[0]), sizes_of(node.inputs[1])
-    result = sizes_of(node.outputs[0])
-    if first is None or second is None or result is None or len(first) != len(second) or len(first) < 3:
-        return
-    batch = range(len(first) - 2)
-    kept = [k for k in batch if first[k].number != 1 or second[k].number != 1]
-    if len(kept) == len(batch) or rank(node.outputs[0]) != len(first):
-        return
-    values = []
-    for value, sizes in zip(node.inputs, (first, second), strict=True):
-        wanted = [sizes[k] for k in (*kept, len(sizes) - 2, len(sizes) - 1)]
-        target = constant_target(sizes, wanted)
-        if value is None or target is None:
-            return
-        values.append((value, target, wanted))
-    small = [result[k] for k in (*kept, len(result) - 2, len(result) - 1)]
-    after = constant_target(small, result)
-    if after is None:
-        return
-    operands = [reshape(editor, value, target, wanted, [node], node) for value, target, wanted in values]
-    product = editor.node("MatMul", operands, like=[node], before=node)
-    product.outputs[0].type = product.outputs[0].type or node.outputs[0].type
-    editor.replace(node.outputs[0], reshape(editor, product.outputs[0], after, result, [node], node))
-    editor.remove([node])

@@ -62,11 +62,20 @@ def sizes_of(value: ir.Value | None) -> list[Size] | None:
     shape = dims(value)
     if value is None or shape is None:
         return None
-    return [Size(d) if isinstance(d, int) else Size(1, (d or f"{value.name}#{k}",)) for k, d in enumerate(shape)]
+    return [Size(d) if isinstance(d, int) else _named(d or f"{value.name}#{k}") for k, d in enumerate(shape)]
+
+
+def _named(name: str) -> Size:
+    """The size that a symbolic dimension names: exporters write products, as in ``4*batch``."""
+    parts = [part.strip() for part in name.split("*")]
+    if len(parts) == 1 or not all(part.isidentifier() or part.isdecimal() for part in parts):
+        return Size(1, (name,))
+    return Size(prod(int(part) for part in parts if part.isdecimal()),
+                tuple(sorted(part for part in parts if not part.isdecimal())))
 
 
 def dims_from(sizes: Sequence[Size | None]) -> ir.Shape:
-    """The shape to record for these sizes; products of symbols are left open."""
+    """The shape to record for these sizes, products of symbols as exporters write them."""
     dimensions: list[int | str | None] = []
     for size in sizes:
         if size is None:
@@ -74,9 +83,16 @@ def dims_from(sizes: Sequence[Size | None]) -> ir.Shape:
         elif size.number is not None:
             dimensions.append(size.number)
         else:
-            lone = size.factor == 1 and len(size.symbols) == 1 and "#" not in size.symbols[0]
-            dimensions.append(size.symbols[0] if lone else None)
+            dimensions.append(_name_of(size))
     return ir.Shape(dimensions)
+
+
+def _name_of(size: Size) -> str | None:
+    """A symbol or a product of plain ones; what was made up for a dimension nobody knows has no name."""
+    if size.factor == 1 and len(size.symbols) == 1:
+        return None if "#" in size.symbols[0] else size.symbols[0]
+    plain = size.factor > 0 and all(s.isidentifier() and not s.startswith("unk__") for s in size.symbols)
+    return "*".join([*([str(size.factor)] if size.factor != 1 else []), *size.symbols]) if plain else None
 
 
 class ShapeReader:
