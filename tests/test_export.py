@@ -62,9 +62,9 @@ def test_tflite_answers_the_same_and_squeezes(tmp_path: Path) -> None:
     data = onnxfix.export(source, "tflite", tmp_path / "net.tflite")
     assert (tmp_path / "net.tflite").read_bytes() == data
     feeds = images(1)
-    answers = onnxfix.load(tmp_path / "net.tflite").run_native({"serving_default_args_0": feeds["image"]})
-    expected = sorted(source.run(feeds).values(), key=np.size)
-    for want, got in zip(expected, sorted(answers.values(), key=np.size), strict=True):
+    written = onnxfix.load(tmp_path / "net.tflite")
+    answers = written.run_native({written.inputs[0].name: feeds["image"]})
+    for want, got in zip(source.run(feeds).values(), answers.values(), strict=True):
         assert distance(want, got) < 1e-5
 
 
@@ -178,9 +178,6 @@ def test_errors_say_what_is_available(tmp_path: Path) -> None:
     model = convnet()
     with pytest.raises(ExportError, match="choose one of onnx, pytorch, keras, tensorflow, tflite"):
         onnxfix.export(model, "caffe")
-    for to in ("keras", "tensorflow"):
-        with pytest.raises(ExportError, match=f"an? onnx model cannot be exported to {to}"):
-            onnxfix.export(model, to)
     with pytest.raises(ExportError, match=r"\.pt2"):
         onnxfix.export(model, "pytorch", tmp_path / "net.bin")
     with pytest.raises(ExportError, match="does not exist"):

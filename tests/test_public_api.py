@@ -12,8 +12,9 @@ import onnxfix
 import onnxfix.testing
 
 PUBLIC = {
-    "Comparison", "Diagnosis", "Fault", "FaultKind", "Inputs", "Model", "OnnxFixError", "Repair", "assert_equivalent",
-    "canonicalize", "compare", "diagnose", "export", "fingerprint", "is_isomorphic", "load", "repair",
+    "Comparison", "Conversion", "Diagnosis", "Fault", "FaultKind", "Inputs", "Model", "OnnxFixError", "Repair", "Trace",
+    "assert_equivalent", "canonicalize", "compare", "convert", "diagnose", "export", "fingerprint", "is_isomorphic",
+    "load", "repair", "trace",
 }
 TESTING = {
     "Injection", "InjectionError", "Opaque", "Site", "assert_equivalent", "inject", "make_names_opaque", "operators",
@@ -27,6 +28,8 @@ PARAMETERS = {
     "compare": ["source", "target", "data", "comparator"],
     "diagnose": ["source", "target", "data"],
     "repair": ["source", "target", "data", "holdout"],
+    "convert": ["source", "to", "path", "data"],
+    "trace": ["models", "data"],
     "assert_equivalent": ["source", "target", "data"],
 }
 RESULTS = {
@@ -38,6 +41,10 @@ RESULTS = {
     "Diagnosis": {"faults", "aligned", "comparison", "to_dict", "_repr_html_"},
     "Fault": {
         "kind", "target_nodes", "source_nodes", "parameter", "expected", "actual", "local_error", "message", "to_dict",
+    },
+    "Trace": {"names", "hops", "first_broken", "diagnosis", "equivalent", "to_dict", "_repr_html_"},
+    "Conversion": {
+        "model", "path", "attempts", "repair", "verified", "success", "to_dict", "_repr_html_",
     },
     "Repair": {
         "model", "patches", "before", "after", "verified", "unrepaired", "save", "report", "to_dict", "_repr_html_",

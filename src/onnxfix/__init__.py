@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-# `compare`, `diagnose`, `export` and `repair` are modules as well as functions: binding the functions here, eagerly,
+# `compare`, `convert`, `diagnose`, `export`, `repair` and `trace` are modules as well as functions: binding the functions here, eagerly,
 # is what makes `onnxfix.compare(...)` the function. The modules import frameworks and heavy libraries when called.
 from onnxfix.compare import Comparison, compare
+from onnxfix.convert import Conversion, convert
 from onnxfix.diagnose import Diagnosis, Fault, FaultKind, diagnose
 from onnxfix.errors import OnnxFixError
 from onnxfix.export import export
@@ -12,12 +13,14 @@ from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.repair import Repair, repair
 from onnxfix.testing import assert_equivalent
+from onnxfix.trace import Trace, trace
 
 if TYPE_CHECKING:
     from onnxfix.canonical import canonicalize, fingerprint, is_isomorphic
 
 __all__ = [
     "Comparison",
+    "Conversion",
     "Diagnosis",
     "Fault",
     "FaultKind",
@@ -25,15 +28,18 @@ __all__ = [
     "Model",
     "OnnxFixError",
     "Repair",
+    "Trace",
     "assert_equivalent",
     "canonicalize",
     "compare",
+    "convert",
     "diagnose",
     "export",
     "fingerprint",
     "is_isomorphic",
     "load",
     "repair",
+    "trace",
 ]
 __version__ = "0.1.0"
 

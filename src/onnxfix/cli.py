@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from onnxfix import __version__
 from onnxfix.errors import ExportError, LoadError, OnnxFixError
+from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
 from onnxfix.inputs.images import PREPROCESSING
 from onnxfix.model import Model, load
@@ -134,6 +135,34 @@ def repair(args: argparse.Namespace, shell: Shell) -> int:
     return GOOD if written else DIFFERENT
 
 
+def convert(args: argparse.Namespace, shell: Shell) -> int:
+    """Convert a model to another framework, check and repair what comes out, and write it."""
+    from onnxfix.convert import convert as run
+
+    output = _parent_checked(Path(args.output))
+    if output.exists() and Path(args.source).exists() and output.samefile(args.source):
+        raise ExportError(f"{output} is the model that is read: choose another output path.")
+    result = run(args.source, args.to, output, _data(args, args.data), **_tuning(args), progress=shell.progress)
+    shell.done()
+    terminal.show_conversion(shell.console, result)
+    shell.write_json(result.to_dict())
+    shell.say(f"wrote {output}" if result.success else f"not converted: {output} was not written")
+    return GOOD if result.success else DIFFERENT
+
+
+def trace(args: argparse.Namespace, shell: Shell) -> int:
+    """Say which hop of a chain of conversions broke the model."""
+    from onnxfix.trace import trace as run
+
+    if len(args.models) < 2:
+        raise LoadError("a chain has at least two models: give the original first, then what was made of it.")
+    result = run(args.models, _data(args, args.data), **_tuning(args), progress=shell.progress)
+    shell.done()
+    terminal.show_trace(shell.console, result)
+    shell.write_json(result.to_dict())
+    return GOOD if result.equivalent else DIFFERENT
+
+
 def _saved(result: Repair, output: Path, shell: Shell) -> OnnxFixError | None:
     """Write the repaired model; what went wrong is told after the findings, which stand all the same."""
     shell.progress("writing", 0.0)
@@ -239,6 +268,15 @@ def _parser() -> argparse.ArgumentParser:
     repairing.add_argument("-o", "--output", metavar="FIXED", required=True, help="where to write the repaired target")
     repairing.add_argument("--holdout", metavar="H", help="data to verify on; by default a part of --data is held out")
     repairing.add_argument("--report", metavar="FILE", help="also write a report (.html, .json, .md)")
+    converting = _verb(verbs, convert)
+    converting.add_argument("source", metavar="SOURCE", help="the model to convert")
+    _data_options(converting, sides=False)
+    converting.add_argument("--to", metavar="FRAMEWORK", required=True, choices=list(Framework),
+                            help=f"one of {', '.join(Framework)}")
+    converting.add_argument("-o", "--output", metavar="OUT", required=True, help="where to write the converted model")
+    tracing = _verb(verbs, trace)
+    tracing.add_argument("models", metavar="MODEL", nargs="+", help="the chain: the original, then each conversion")
+    _data_options(tracing, sides=False)
     return parser
 
 
@@ -257,14 +295,21 @@ def _verb(verbs: Any, run: Callable[[argparse.Namespace, Shell], int]) -> argpar
 def _pair_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="the original model")
     parser.add_argument("target", metavar="TARGET", help="the converted model")
+    _data_options(parser, sides=True)
+
+
+def _data_options(parser: argparse.ArgumentParser, *, sides: bool) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="D", required=True, help="an .npz or .npy file or a directory of images")
     data.add_argument("--limit", metavar="N", type=_count, help="use only the first N samples")
     data.add_argument("--batch-size", metavar="N", type=_count, default=32, help="samples per run (default: 32)")
     choices = ", ".join(PREPROCESSING)
     data.add_argument("--preprocess", metavar="NAME", help=f"how pictures are scaled: {choices} (default: unit)")
-    data.add_argument("--source-preprocess", metavar="NAME", help="the same for the source only")
-    data.add_argument("--target-preprocess", metavar="NAME", help="the same for the target only")
+    if sides:
+        data.add_argument("--source-preprocess", metavar="NAME", help="the same for the source only")
+        data.add_argument("--target-preprocess", metavar="NAME", help="the same for the target only")
+    else:
+        parser.set_defaults(source_preprocess=None, target_preprocess=None)
     judging = parser.add_argument_group("judging")
     for name, default, what in (("--rtol", 1e-3, "relative"), ("--atol", 0.0, "absolute")):
         note = f"{what} tolerance (default: {default:g})"

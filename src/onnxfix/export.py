@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.errors import CanonicalizationError, ExportError
-from onnxfix.frameworks import Framework
+from onnxfix.errors import CanonicalizationError, ExportError, MissingDependencyError, OnnxFixError
+from onnxfix.frameworks import Feeds, Framework
+from onnxfix.frameworks.converters import check_suffix, converters, write
 from onnxfix.model import Model, load
 
 
@@ -43,82 +44,58 @@ def export(
     Example:
         >>> module = onnxfix.export("classifier.onnx", "pytorch", "classifier.pt2")     # doctest: +SKIP
     """
-    if to not in _EXPORTERS:
-        raise ExportError(f"there is no export to {to!r}: choose one of {', '.join(_EXPORTERS)}.")
-    source = load(model)
-    try:
-        made, write = _EXPORTERS[to](source, inputs)
-    except CanonicalizationError as error:
-        raise ExportError(f"the model cannot be exported to {to}: {error}") from error
+    if to not in set(Framework):
+        raise ExportError(f"there is no export to {to!r}: choose one of {', '.join(Framework)}.")
+    source, target = load(model), Framework(to)
     if path is not None:
-        _write(Path(path), write)
+        check_suffix(target, Path(path))
+    made = _made(source, target, inputs)
+    if path is not None:
+        _write(Path(path), lambda staged: write(source, target, made, staged))
     return made
 
 
-Write = Callable[[Path], None]
+def _made(source: Model, to: Framework, inputs: Feeds | None) -> Any:
+    """What the first converter makes whose result agrees with the model.
+
+    Raises:
+        ExportError: why the first one failed.
+    """
+    failures: list[OnnxFixError] = []
+    for converter in converters(source, to):
+        try:
+            made = converter.convert(source, inputs)
+            if not converter.trusted:
+                _check(source, to, made, inputs)
+        except (CanonicalizationError, ExportError, MissingDependencyError) as error:
+            failures.append(error)
+        else:
+            return made
+    if not failures:
+        raise ExportError(f"a {source.framework} model cannot be exported to {to}.")
+    told = next((e for e in failures if not isinstance(e, MissingDependencyError)), failures[0])
+    if isinstance(told, CanonicalizationError):
+        raise ExportError(f"the model cannot be exported to {to}: {told}") from told
+    raise told
 
 
-def _onnx(model: Model, inputs: Mapping[str, np.ndarray] | None) -> tuple[Any, Write]:
-    return model.proto, lambda path: model.save(_with_suffix(path, ".onnx"))
+def _check(source: Model, to: Framework, made: Any, inputs: Feeds | None) -> None:
+    """Run what was made beside the model, in its own runtime, and refuse it where it answers differently."""
+    if to == Framework.PYTORCH:
+        from onnxfix.frameworks.export_pytorch import check_module
+
+        check_module(source, made, inputs)
+    elif to == Framework.TFLITE:
+        from onnxfix.frameworks.export_tflite import check_tflite
+
+        check_tflite(source, made, inputs)
+    elif to in (Framework.KERAS, Framework.TENSORFLOW):
+        from onnxfix.frameworks.export_tensorflow import check_tensorflow
+
+        check_tensorflow(source, made, inputs)
 
 
-def _pytorch(model: Model, inputs: Mapping[str, np.ndarray] | None) -> tuple[Any, Write]:
-    if model.framework == Framework.PYTORCH:
-        return model.native, model.save
-    from onnxfix.frameworks.export_pytorch import save_module, to_module
-
-    module = to_module(model, inputs)
-    return module, lambda path: save_module(model, module, path)
-
-
-def _tflite(model: Model, inputs: Mapping[str, np.ndarray] | None) -> tuple[Any, Write]:
-    from onnxfix.frameworks.export_tflite import to_tflite
-
-    data = to_tflite(model, inputs)
-    return data, lambda path: _bytes(_with_suffix(path, ".tflite"), data)
-
-
-def _keras(model: Model, inputs: Mapping[str, np.ndarray] | None) -> tuple[Any, Write]:
-    if model.framework != Framework.KERAS:
-        raise _no_way(model, Framework.KERAS)
-    return model.native, model.save
-
-
-def _tensorflow(model: Model, inputs: Mapping[str, np.ndarray] | None) -> tuple[Any, Write]:
-    from onnxfix.frameworks.export_tensorflow import function_of, save_function
-
-    if model.framework not in (Framework.KERAS, Framework.TENSORFLOW):
-        raise _no_way(model, Framework.TENSORFLOW)
-    return function_of(model), lambda path: save_function(model, path)
-
-
-_EXPORTERS: dict[str, Callable[[Model, Mapping[str, np.ndarray] | None], tuple[Any, Write]]] = {
-    "onnx": _onnx,
-    "pytorch": _pytorch,
-    "keras": _keras,
-    "tensorflow": _tensorflow,
-    "tflite": _tflite,
-}
-
-
-def _no_way(model: Model, to: Framework) -> ExportError:
-    own = "keras and tensorflow" if to is Framework.TENSORFLOW else "keras"
-    return ExportError(
-        f"a {model.framework} model cannot be exported to {to}, only {own} models can: choose onnx, pytorch or tflite."
-    )
-
-
-def _with_suffix(path: Path, suffix: str) -> Path:
-    if path.suffix.lower() != suffix:
-        raise ExportError(f"{path.name} should end in {suffix} for this export.")
-    return path
-
-
-def _bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
-def _write(path: Path, write: Write) -> None:
+def _write(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside the destination first, so that no half-written file takes its name."""
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist: create it first.")

@@ -22,23 +22,19 @@ if TYPE_CHECKING:
     from onnxfix.frameworks import Feeds
     from onnxfix.model import Model
 
-def to_module(model: Model, inputs: Feeds | None = None) -> Any:
-    """A ``torch.nn.Module`` in inference mode that computes what ``model`` does.
 
-    Args:
-        model: The model; its graph inputs become positional arguments, under their own names where Python allows it.
-        inputs: Input name -> array on which to check the module; random ones when None.
+def by_onnx2torch(model: Model, feeds: Feeds | None) -> Any:
+    """The legalised graph as a ``torch.fx.GraphModule`` in inference mode.
 
-    Returns:
-        A ``torch.fx.GraphModule``; one output is a tensor, several a list in the model's order.
-
-    Raises:
-        ExportError: onnx2torch has no converter for an op, or its module answers differently from the model.
-        MissingDependencyError: torch or onnx2torch is not installed.
+    Its graph inputs become positional arguments, under their own names where Python allows it; one output is a tensor,
+    several a list in the model's order.
     """
-    module = converted(model.proto)
-    check_module(model, module, inputs)
-    return module
+    return converted(model.proto)
+
+
+def by_onnx2torch_canonical(model: Model, feeds: Feeds | None) -> Any:
+    """The same from the normal form, which has fewer ops, spelled in another way."""
+    return converted(model.canonical)
 
 
 def converted(proto: onnx.ModelProto, for_: str = "onnx2torch") -> Any:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxfix.errors import ExportError
 from onnxfix.frameworks import Framework
+from onnxfix.frameworks.agreement import disagreement
+from onnxfix.frameworks.example_inputs import accepted_feeds
 from onnxfix.frameworks.quiet import quiet
 
 if TYPE_CHECKING:
+    from onnxfix.frameworks import Feeds
     from onnxfix.model import Model
 
 
@@ -34,26 +39,61 @@ def function_of(model: Model, batch: int | None = None) -> Any:
         return tf.function(call, autograph=False).get_concrete_function(*specs)
 
 
-def save_function(model: Model, path: Path) -> None:
-    """Write a SavedModel directory.
+def from_keras(model: Model, feeds: Feeds | None) -> Any:
+    """The concrete function of a Keras model, its batch open."""
+    return function_of(model)
+
+
+def save_tensorflow(model: Model, to: Framework, made: Any, path: Path) -> None:
+    """Write a SavedModel directory, or a ``.keras`` file.
 
     Raises:
-        ExportError: TensorFlow refuses it.
+        ExportError: the framework refuses it.
     """
     import tensorflow as tf
 
-    if path.suffix:
-        raise ExportError(f"a TensorFlow model is exported as a SavedModel directory, not as {path.suffix}.")
     try:
         with quiet():
-            if model.framework == Framework.KERAS:
+            if to == Framework.KERAS:
+                made.save(str(path))
+            elif model.framework == Framework.KERAS:
                 model.native.export(str(path), verbose=False)
-                return
-            holder = model.native.root or tf.Module()
-            tf.saved_model.save(holder, str(path), signatures=model.native.function)
+            else:
+                own = model.framework == Framework.TENSORFLOW and model.native.root
+                tf.saved_model.save(own or tf.Module(), str(path), signatures=made)
     except Exception as error:  # TensorFlow's errors share no base with the ValueErrors of its argument checks
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"TensorFlow cannot save the model: {first}.") from error
+        raise ExportError(f"{to} cannot save the model: {first}.") from error
+
+
+def check_tensorflow(model: Model, made: Any, inputs: Feeds | None = None) -> None:
+    """Refuse a Keras model or a TensorFlow function that does not answer as the model does.
+
+    Raises:
+        ExportError: it fails, or answers differently.
+    """
+    for feeds in accepted_feeds(model, inputs):
+        expected = model.run(feeds)
+        paired = dict(zip(expected, _answers(made, feeds), strict=False))
+        problem = disagreement(expected, paired)
+        if problem:
+            raise ExportError(f"what was made answers differently from the model ({problem}): export it to onnx.")
+
+
+def _answers(made: Any, feeds: Feeds) -> list[np.ndarray]:
+    import tensorflow as tf
+
+    tensors = [tf.constant(value) for value in feeds.values()]
+    try:
+        with quiet():
+            if hasattr(made, "structured_input_signature"):
+                answer = made(*tensors)
+            else:
+                answer = made(tensors if len(tensors) > 1 else tensors[0], training=False)
+    except Exception as error:  # whatever TensorFlow raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"what was made fails on a random input: {first}.") from error
+    return [np.asarray(value) for value in tf.nest.flatten(answer)]
 
 
 def _open(shape: tuple[int | str | None, ...], batch: int | None) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""Any model as a TFLite file: TensorFlow's own converter for its own models, litert-torch for all others; checked."""
+"""Any model as a TFLite file by litert-torch, and the check of any TFLite file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 
 from onnxfix.errors import ExportError, MissingDependencyError
-from onnxfix.frameworks import Framework
 from onnxfix.frameworks.agreement import disagreement
 from onnxfix.frameworks.example_inputs import accepted_feeds
 from onnxfix.frameworks.quiet import quiet
@@ -19,45 +18,74 @@ from onnxfix.frameworks.tflite import open_interpreter
 
 if TYPE_CHECKING:
     from onnxfix.frameworks import Feeds
+    from onnxfix.model import Model, TensorSpec
+
+# torch.export wants a bound; it does not end up in the file.
+_LARGEST_BATCH = 1 << 16
+
+
+def by_module(model: Model, feeds: Feeds | None) -> bytes:
+    """A PyTorch model, its batch open where the model leaves it so."""
+    from onnxfix.frameworks.pytorch import positional
+
+    return _by_litert_torch(positional(model), with_open_batch(model, feeds))
+
+
+def by_module_fixed(model: Model, feeds: Feeds | None) -> bytes:
+    """A PyTorch model, every size fixed."""
+    from onnxfix.frameworks.pytorch import positional
+
+    return _by_litert_torch(positional(model), with_fixed_sizes(model, feeds))
+
+
+def by_legalised(model: Model, feeds: Feeds | None) -> bytes:
+    """Any model: its legalised graph to PyTorch by onnx2torch, from there by litert-torch; the batch stays open."""
+    return _by_way_of_torch(with_open_batch(model, feeds))
+
+
+def by_legalised_fixed(model: Model, feeds: Feeds | None) -> bytes:
+    """The same with every size fixed, so that all computed shapes are folded."""
+    return _by_way_of_torch(with_fixed_sizes(model, feeds))
+
+
+def by_canonical_fixed(model: Model, feeds: Feeds | None) -> bytes:
+    """The same from the normal form, which has fewer ops, spelled in another way."""
     from onnxfix.model import Model
 
-
-def to_tflite(model: Model, inputs: Feeds | None = None) -> bytes:
-    """The bytes of a float TFLite file that computes what ``model`` does.
-
-    Args:
-        model: The model. Open dimensions become 1, except where TensorFlow's own converter keeps them.
-        inputs: Input name -> array on which to check the file; random ones when None.
-
-    Raises:
-        ExportError: no converter can express it, or its file answers differently.
-        MissingDependencyError: the converter is not installed.
-    """
-    if model.framework == Framework.TFLITE:
-        return bytes(model.native)
-    failures: list[ExportError] = []
-    ours = model.framework in (Framework.KERAS, Framework.TENSORFLOW)
-    for convert in (_by_tensorflow, _by_litert_torch) if ours else (_by_litert_torch,):
-        try:
-            data = convert(model)
-            check_tflite(model, data, inputs)
-        except (ExportError, MissingDependencyError) as error:
-            failures.append(error if isinstance(error, ExportError) else ExportError(str(error)))
-            if isinstance(error, MissingDependencyError) and not ours:
-                raise
-        else:
-            return data
-    raise failures[0]
+    proto = with_fixed_sizes(model, feeds).canonical
+    return _by_way_of_torch(Model(proto=proto, native=proto))
 
 
-def fixed(proto: onnx.ModelProto, size: int = 1) -> onnx.ModelProto:
-    """A copy of a graph whose open input dimensions have one size, with nothing said about shapes inside."""
+def with_fixed_sizes(model: Model, feeds: Feeds | None = None) -> Model:
+    """The lowered model with a batch of one; other open sizes are those of ``feeds``, or 1."""
+    from onnxfix.model import Model
+
+    proto = _with_sizes(model.proto, feeds, 1)
+    return Model(proto=proto, native=proto)
+
+
+def with_open_batch(model: Model, feeds: Feeds | None = None) -> Model:
+    """The lowered model, which has an open batch; other open sizes are fixed as in :func:`with_fixed_sizes`."""
+    from onnxfix.model import Model
+
+    proto = _with_sizes(model.proto, feeds, "batch")
+    return Model(proto=proto, native=proto)
+
+
+def _with_sizes(proto: onnx.ModelProto, feeds: Feeds | None, batch: int | str) -> onnx.ModelProto:
+    """A copy of a graph whose open input dimensions are set, with nothing said about shapes inside."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     del copy.graph.value_info[:]
     for info in copy.graph.input:
-        for dim in info.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+        shape = np.shape((feeds or {}).get(info.name, ()))
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                continue
+            size = batch if axis == 0 else shape[axis] if axis < len(shape) else 1
+            if isinstance(size, str):
+                dim.dim_param = size
+            else:
                 dim.dim_value = size
     for info in copy.graph.output:
         for dim in info.type.tensor_type.shape.dim:
@@ -66,70 +94,40 @@ def fixed(proto: onnx.ModelProto, size: int = 1) -> onnx.ModelProto:
     return copy
 
 
-def _by_litert_torch(model: Model) -> bytes:
-    from onnxfix.frameworks.export_pytorch import check_module, converted, first_line
+def _by_way_of_torch(model: Model) -> bytes:
+    from onnxfix.frameworks.export_pytorch import converted
+
+    return _by_litert_torch(converted(model.proto, "litert-torch"), model)
+
+
+def _by_litert_torch(module: Any, model: Model) -> bytes:
+    """A module by litert-torch; ``model`` says what sizes it is to take."""
+    from onnxfix.frameworks.converters import has_open_batch
+    from onnxfix.frameworks.export_pytorch import first_line
     from onnxfix.frameworks.torch_call import to_tensor
     from onnxfix.frameworks.torch_lowering import quiet as quiet_torch
-    from onnxfix.model import Model
 
-    proto = fixed(model.proto)
-    static = Model(proto=proto, native=proto)
-    module = converted(proto, "litert-torch")
-    check_module(static, module, None)
     try:
         with quiet(), quiet_torch():
             import litert_torch
+            import torch
     except ImportError as error:
         raise MissingDependencyError("litert-torch", "tflite", "writing a TFLite model") from error
-    example = tuple(to_tensor(np.zeros(spec.shape or (), spec.dtype)) for spec in static.inputs)
+    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    shapes = tuple({0: batch} for _ in model.inputs) if has_open_batch(model) else None
+    example = tuple(to_tensor(np.zeros(_sizes(spec), spec.dtype)) for spec in model.inputs)
     with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
         path = Path(folder) / "model.tflite"
         try:
             with quiet(), quiet_torch():
-                litert_torch.convert(module, example).export(str(path))
+                litert_torch.convert(module, example, dynamic_shapes=shapes).export(str(path))
         except Exception as error:  # litert-torch lets torch's, jax's and its own errors through
             raise ExportError(f"litert-torch cannot express the model: {first_line(error)}.") from error
         return path.read_bytes()
 
 
-def _by_tensorflow(model: Model) -> bytes:
-    from onnxfix.frameworks.lowering_tf2onnx import first_line
-
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise MissingDependencyError("tensorflow", "tensorflow", "writing a TFLite model") from error
-    failures: list[Exception] = []
-    for attempt in (_whole, _one_by_one) if model.framework == Framework.KERAS else (_function,):
-        try:
-            with quiet():
-                return attempt(model, tf)
-        except Exception as error:  # the converter raises everything from ValueError to its own ConverterError
-            failures.append(error)
-    raise ExportError(
-        f"TensorFlow's TFLite converter cannot express the model: {first_line(failures[0])}."
-    ) from failures[0]
-
-
-def _function(model: Model, tf: Any) -> bytes:
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([model.native.function], model.native.root)
-    return bytes(converter.convert())
-
-
-def _whole(model: Model, tf: Any) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
-        model.native.export(folder, verbose=False)
-        return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
-
-
-def _one_by_one(model: Model, tf: Any) -> bytes:
-    """With a batch of one: the lists that recurrent layers keep need to know their size."""
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    from onnxfix.frameworks.export_tensorflow import function_of
-
-    frozen = convert_variables_to_constants_v2(function_of(model, batch=1))
-    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen], model.native).convert())
+def _sizes(spec: TensorSpec) -> list[int]:
+    return [size if isinstance(size, int) else 2 for size in spec.shape or ()]
 
 
 def check_tflite(model: Model, data: bytes, inputs: Feeds | None = None) -> None:
@@ -138,13 +136,18 @@ def check_tflite(model: Model, data: bytes, inputs: Feeds | None = None) -> None
     Raises:
         ExportError: it does not run, or answers differently.
     """
-    for feeds in accepted_feeds(model, inputs, batches=(1,)):
+    for feeds in accepted_feeds(model, inputs, batches=(1,) if _is_fixed(data) else (1, 3)):
         expected = model.run(feeds)
         actual = _run(model, data, feeds)
         paired = _paired(expected, actual)
         problem = disagreement(expected, paired) if len(actual) == len(expected) else "number of outputs"
         if problem:
             raise ExportError(f"the TFLite file answers differently from the model ({problem}): export it to onnx.")
+
+
+def _is_fixed(data: bytes) -> bool:
+    return any(detail["shape_signature"][0] != -1 for detail in open_interpreter(data).get_input_details()
+               if len(detail["shape_signature"]))
 
 
 def _run(model: Model, data: bytes, feeds: Feeds) -> dict[str, np.ndarray]:

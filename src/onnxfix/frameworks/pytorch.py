@@ -253,6 +253,25 @@ def _bind(model: Model, feeds: Feeds) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (), {spec.name: to_tensor(feeds[spec.name]) for spec in model.inputs}
 
 
+def positional(model: Model) -> Any:
+    """The model as a module from one tensor per input, in order, to a tuple of tensors."""
+    import torch
+
+    native = _module(model.native)
+    names = [spec.name for spec in model.inputs]
+
+    class Positional(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, so mypy does not follow it
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = native
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            args, kwargs = _bind(model, dict(zip(names, tensors, strict=True)))
+            return outputs_of(self.inner(*args, **kwargs))
+
+    return Positional().eval()
+
+
 def _program(model: Model, module: Any) -> Any:
     """Export a module again, on zeros of its inputs' shapes, to write it as a program."""
     import torch

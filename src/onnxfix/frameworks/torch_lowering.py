@@ -110,6 +110,11 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def renamed(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A graph that an exporter made, with its inputs under the given names, in place."""
+    return _finish(proto, names)[0]
+
+
 def _flatten(module: Any, call: Call) -> Any:
     """A module from one tensor per input to a tuple of tensors, whatever the wrapped one takes and answers."""
     import torch

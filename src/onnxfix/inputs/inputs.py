@@ -185,6 +185,21 @@ class Inputs:
         for block, _ in bound._blocks(**{side: model.inputs}):
             yield bound._feed(block, model.inputs, side)
 
+    def examples(self) -> dict[str, np.ndarray]:
+        """Up to two samples, as given: what a model that must be traced to be read can be traced on.
+
+        Returns:
+            Key -> array with a leading batch axis; data without names are keyed by position (``"0"``).
+
+        Raises:
+            InputError: the data are pictures, whose size only a model can tell.
+        """
+        store = self._samples()
+        if isinstance(store, Pictures):
+            raise InputError("pictures do not say what size a model takes: load the model with example inputs.")
+        rows = row_count(store.sample)
+        return {name: array if rows is None else array[:2] for name, array in store.sample.items()}
+
     def split(self, fraction: float = 0.2, seed: int = 0) -> tuple[Inputs, Inputs]:
         """Split into work data and held-out data, at least one sample each, chosen at random.
 

@@ -7,10 +7,14 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from onnxfix.report.rows import (
+    ATTEMPT_HEADINGS,
     COMPARISON_HEADINGS,
     FAULT_HEADINGS,
+    HOP_HEADINGS,
     comparison_cells,
+    conversion_comparisons,
     fault_row,
+    hop_cells,
     repair_comparisons,
     repair_rows,
     verdict,
@@ -18,8 +22,10 @@ from onnxfix.report.rows import (
 
 if TYPE_CHECKING:
     from onnxfix.compare import Comparison
+    from onnxfix.convert import Conversion
     from onnxfix.diagnose import Diagnosis
     from onnxfix.repair import Repair
+    from onnxfix.trace import Trace
 
 _STYLE = (
     "<style>.onnxfix table{border-collapse:collapse;margin:.6em 0}.onnxfix th,.onnxfix td{padding:.2em .7em;"
@@ -65,6 +71,26 @@ def repair_html(repair: Repair) -> str:
         _list(row.message for row in rows),
         _comparisons(repair_comparisons(repair)),
         _list([repair.holdout_note, *repair.diagnosis.notes]),
+    )
+
+
+def conversion_html(conversion: Conversion) -> str:
+    """A conversion as an HTML fragment."""
+    attempts = [(a.converter, str(a.outcome), a.message) for a in conversion.attempts]
+    return _fragment(
+        _headline(conversion.success, conversion.verdict),
+        _table(ATTEMPT_HEADINGS, attempts),
+        _comparisons(conversion_comparisons(conversion)),
+    )
+
+
+def trace_html(trace: Trace) -> str:
+    """A trace as an HTML fragment."""
+    faults = () if trace.diagnosis is None else trace.diagnosis.faults
+    return _fragment(
+        _headline(trace.equivalent, trace.verdict),
+        _table(HOP_HEADINGS, [hop_cells(number, hop) for number, hop in enumerate(trace.hops, 1)]),
+        _list(fault.message for fault in faults),
     )
 
 

@@ -15,12 +15,17 @@ from onnxfix.surgeon.patch import SetAttribute, SetParameter
 
 if TYPE_CHECKING:
     from onnxfix.compare import Comparison
+    from onnxfix.convert import Conversion
     from onnxfix.diagnose import Fault
     from onnxfix.model import Model, TensorSpec
     from onnxfix.repair import Repair
+    from onnxfix.trace import Hop
 
 FAULT_HEADINGS = ("#", "kind", "where", "parameter", "error", "noise", "done")
+ATTEMPT_HEADINGS = ("converter", "outcome", "")
 COMPARISON_HEADINGS = ("", "agree", "max rel", "max abs", "labels differ", "rank corr.", "inputs")
+
+HOP_HEADINGS = ("hop", "from", "to", "intact", "max rel", "max rel from the first", "")
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,20 @@ def repair_comparisons(repair: Repair) -> list[tuple[str, Comparison]]:
     return [("before", repair.before), ("after", repair.after), ("held out", repair.verified)]
 
 
+def conversion_comparisons(conversion: Conversion) -> list[tuple[str, Comparison]]:
+    """The comparisons that a conversion holds, with their titles."""
+    tried = [(a.converter, a.comparison) for a in conversion.attempts if a.comparison is not None]
+    proof = [] if conversion.repair is None or conversion.verified is None else [("repaired", conversion.verified)]
+    return [*tried, *proof]
+
+
+def hop_cells(position: int, hop: Hop) -> tuple[str, ...]:
+    """In the order of :data:`HOP_HEADINGS`."""
+    errors = (number(c.max_rel) if c is not None else "-" for c in (hop.comparison, hop.from_first))
+    why = hop.error or ("" if hop.comparison is None else hop.comparison.reason)
+    return (str(position), hop.source, hop.target, "\u2717" if hop.broken else "\u2713", *errors, why)
+
+
 def verdict(repair: Repair) -> str:
     """The outcome of a repair in one sentence."""
     if not repair.diagnosis.faults and repair.before.equivalent:
@@ -120,6 +139,8 @@ def verdict(repair: Repair) -> str:
 
 def model_facts(model: Model) -> dict[str, Any]:
     """What a model is, as plain JSON data."""
+    from onnxfix.runtime.operators import unknown_ops
+
     graph = model.proto.graph
     counts = Counter(node.op_type for node in graph.node)
     return {
@@ -128,6 +149,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "outputs": [_spec(spec) for spec in model.outputs],
         "nodes": len(graph.node),
         "ops": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        "unknown_ops": unknown_ops(model.proto),
         "constants": len(graph.initializer),
         "numbers": sum(math.prod(tensor.dims) for tensor in graph.initializer),
         "parameters": dict(model.parameters),

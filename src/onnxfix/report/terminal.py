@@ -16,7 +16,9 @@ from onnxfix.report.rows import (
     FaultRow,
     compacted,
     comparison_cells,
+    conversion_comparisons,
     fault_row,
+    hop_cells,
     model_facts,
     repair_comparisons,
     repair_rows,
@@ -25,9 +27,11 @@ from onnxfix.report.rows import (
 
 if TYPE_CHECKING:
     from onnxfix.compare import Comparison
+    from onnxfix.convert import Conversion
     from onnxfix.diagnose import Diagnosis
     from onnxfix.model import Model
     from onnxfix.repair import Repair
+    from onnxfix.trace import Trace
 
 # What the columns of the fault table take, gaps included; the two columns of names share the rest.
 _WIDTHS = {"#": 5, "kind": 18, "where": 3, "parameter": 3, "error": 10, "noise": 10, "done": 16}
@@ -75,6 +79,27 @@ def show_repair(console: Console, repair: Repair) -> None:
         _line(console, f"note: {note}")
 
 
+def show_conversion(console: Console, conversion: Conversion) -> None:
+    """Print a conversion: a verdict, what each converter did, what was repaired, and the comparisons that prove it."""
+    _verdict(console, conversion.success, conversion.verdict)
+    for number, attempt in enumerate(conversion.attempts, 1):
+        _line(console, f"{number}. {attempt.converter}: {attempt.outcome}. {attempt.message}")
+    if conversion.repair is not None:
+        _faults(console, repair_rows(conversion.repair))
+    _comparisons(console, conversion_comparisons(conversion))
+
+
+def show_trace(console: Console, trace: Trace) -> None:
+    """Print a trace: a verdict, a line per hop, and the faults of the first one that is broken."""
+    _verdict(console, trace.equivalent, trace.verdict)
+    for position, hop in enumerate(trace.hops, 1):
+        _, source, target, mark, error, overall, why = hop_cells(position, hop)
+        told = f": {why}" if why else ""
+        _line(console, f"{position}. {mark} {source} -> {target}: max_rel {error}, from the first {overall}{told}")
+    if trace.diagnosis is not None:
+        _faults(console, [fault_row(fault) for fault in trace.diagnosis.faults])
+
+
 def show_model(console: Console, model: Model) -> None:
     """Print what a model is: framework, inputs, outputs, operators, parameters."""
     facts = model_facts(model)
@@ -83,6 +108,8 @@ def show_model(console: Console, model: Model) -> None:
     lines += [("input", str(spec)) for spec in model.inputs]
     lines += [("output", str(spec)) for spec in model.outputs]
     lines += [("nodes", f"{facts['nodes']} ({ops})")]
+    lines += [("unknown op", f"{op} (node {node}): onnxruntime does not know it, so it cannot be run or compared")
+              for op, node in facts["unknown_ops"].items()]
     lines += [("constants", f"{facts['constants']} tensors, {facts['numbers']:,} numbers")]
     lines += [("parameters", f"{len(facts['parameters'])} of the constants, under the framework's own names")]
     for name, value in lines:

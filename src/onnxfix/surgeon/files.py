@@ -39,8 +39,8 @@ def save_model(model: Model, parameters: Mapping[str, np.ndarray], path: Path) -
     Raises:
         ExportError: the format cannot express the model or a parameter, or the file cannot be written.
     """
-    with _staged(path) as staged:
-        _write(model, parameters, staged)
+    with staged(path) as file:
+        _write(model, parameters, file)
 
 
 def save_repair(repair: Repair, path: Path) -> None:
@@ -51,13 +51,13 @@ def save_repair(repair: Repair, path: Path) -> None:
             reproduce the source; an existing file is then left as it was.
     """
     parameters = {} if _is_onnx(path) else _native_patches(repair, path)
-    with _staged(path) as staged:
+    with staged(path) as file:
         if _is_onnx(path):
             external = keeps_external_data(repair.target.path)
-            write_onnx(repair.model.proto, staged, external=external)
+            write_onnx(repair.model.proto, file, external=external)
         else:
-            _write(repair.target, parameters, staged)
-        _prove(repair, _reload(repair, parameters, staged), path)
+            _write(repair.target, parameters, file)
+        _prove(repair, _reload(repair, parameters, file), path)
 
 
 def _is_onnx(path: Path) -> bool:
@@ -139,7 +139,7 @@ def _compared(repair: Repair, written: Model) -> Comparison:
 
 
 @contextmanager
-def _staged(path: Path) -> Iterator[Path]:
+def staged(path: Path) -> Iterator[Path]:
     """A path of the same name in a hidden folder beside ``path``; what is written there moves to ``path`` at the end.
 
     The name stays, because a file may name its companions (external data); the folder is on the same file system, so
@@ -150,9 +150,9 @@ def _staged(path: Path) -> Iterator[Path]:
         raise ExportError(f"{path} cannot be written: {parent} is no folder.")
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=parent) as folder:
-            staged = Path(folder) / path.name
-            yield staged
-            _move(staged, path)
+            file = Path(folder) / path.name
+            yield file
+            _move(file, path)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
 

@@ -60,7 +60,7 @@ def legalize(model: onnx.ModelProto | ir.Model | Model, for_: str) -> onnx.Model
 
     Args:
         model: An ``onnx.ModelProto``, an ``onnx_ir.Model`` or an :class:`onnxfix.Model`; it is left unchanged.
-        for_: ``"onnx2torch"``, ``"litert-torch"``, ``"onnx2tf"`` or ``"tf2onnx-tflite"``.
+        for_: ``"onnx2torch"``, ``"litert-torch"``, ``"onnx2tf"``, ``"tf2onnx-tflite"`` or ``"keras"``.
 
     Returns:
         The respelled model, of the type given. An :class:`onnxfix.Model` comes back as an ONNX one.

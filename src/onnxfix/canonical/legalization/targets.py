@@ -13,6 +13,7 @@ class Target(StrEnum):
     LITERT_TORCH = "litert-torch"
     ONNX2TF = "onnx2tf"
     TF2ONNX_TFLITE = "tf2onnx-tflite"
+    KERAS = "keras"
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,16 @@ _NOT_IN_ONNX2TORCH = frozenset(
 )
 _TORCH = Dialect(opset=17, defined=_DEFINED, respelled=_NOT_IN_ONNX2TORCH, torch=True)
 
+# What onnxfix itself builds in Keras (frameworks/keras_building).
+_IN_KERAS = frozenset(
+    {"Acosh", "Asinh", "Atanh", "Cosh", "GlobalMaxPool", "GreaterOrEqual", "LessOrEqual", "Pow", "Sinh"}
+)
+
 # litert-torch reads PyTorch programs, so ONNX reaches it through onnx2torch.
 DIALECTS: dict[Target, Dialect] = {
     Target.ONNX2TORCH: _TORCH,
     Target.LITERT_TORCH: replace(_TORCH, crops=True),
+    Target.KERAS: Dialect(17, _DEFINED, _NOT_IN_ONNX2TORCH - _IN_KERAS, torch=False, crops=True),
     Target.ONNX2TF: Dialect(17, _DEFINED, frozenset({"CastLike", "GridSample", "Mod"}), torch=False),
     Target.TF2ONNX_TFLITE: Dialect(18, _DEFINED, frozenset({"CastLike"}), torch=False),
 }
