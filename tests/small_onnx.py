@@ -10,7 +10,7 @@ import onnx.parser
 from onnx import numpy_helper
 
 import onnxfix
-from onnxfix.surgeon.apply import apply
+from onnxfix.surgeon.apply import replayed
 from onnxfix.surgeon.patch import patch_from_dict
 
 # What a float32 network of some ten layers, evaluated in another order, stays below (100 ulp of the output's range).
@@ -149,9 +149,8 @@ def repaired(source, target, data, **options) -> onnxfix.Repair:
     assert fix.after.max_rel <= NOISE
     assert fix.verified.max_rel <= NOISE
     again = [patch_from_dict(json.loads(json.dumps(patch.to_dict()))) for patch in fix.patches]
-    base = theirs.proto if all(patch.lowered for patch in fix.patches) else theirs.canonical
-    replayed = fix.model.proto.SerializeToString(deterministic=True)
-    assert apply(base, fix.patches).SerializeToString(deterministic=True) == replayed
-    assert apply(base, again).SerializeToString(deterministic=True) == replayed
+    expected = fix.model.proto.SerializeToString(deterministic=True)
+    assert replayed(theirs.proto, fix.patches).SerializeToString(deterministic=True) == expected
+    assert replayed(theirs.proto, again).SerializeToString(deterministic=True) == expected
     json.dumps(fix.to_dict())
     return fix

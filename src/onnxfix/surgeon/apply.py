@@ -9,7 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxfix.errors import OnnxFixError
-from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetConstant, SetParameter
+from onnxfix.surgeon.edges import change_boundary
+from onnxfix.surgeon.patch import ChangeBoundary, Patch, ReplaceRegion, SetAttribute, SetConstant, SetNode, SetParameter
 
 
 class PatchError(OnnxFixError):
@@ -35,12 +36,34 @@ def apply(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
                 _set_parameter(patched.graph, patch)
             case SetAttribute():
                 _set_attribute(_node(patched.graph, patch.node), patch.attribute, patch.value)
+            case SetNode():
+                _node(patched.graph, patch.previous.name).CopyFrom(patch.value)
             case SetConstant():
                 _set_tensor(patched.graph, patch.name, patch.value)
             case ReplaceRegion():
                 _replace(patched.graph, patch)
                 structural = True
+            case ChangeBoundary():
+                change_boundary(patched.graph, patch)
     return _tidied(patched) if structural else patched
+
+
+def replayed(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
+    """Apply all patches of a repair to the untouched target: those of the lowered graph, then those of its normal form.
+
+    Args:
+        proto: The target's lowered graph.
+        patches: As ``Repair.patches`` has them.
+
+    Raises:
+        PatchError: the graph has no such node or initializer.
+    """
+    from onnxfix.canonical.pipeline import normal_form
+
+    given = list(patches)
+    patched = apply(proto, (patch for patch in given if patch.lowered))
+    rest = [patch for patch in given if not patch.lowered]
+    return apply(normal_form(patched).proto, rest) if rest else patched
 
 
 def reverted(patch: Patch) -> Patch:
@@ -54,8 +77,12 @@ def reverted(patch: Patch) -> Patch:
             return SetParameter(patch.name, patch.previous, patch.value, patch.readers)
         case SetAttribute():
             return SetAttribute(patch.node, patch.attribute, patch.previous, patch.value)
+        case SetNode():
+            return SetNode(patch.value, patch.previous)
         case SetConstant():
             return SetConstant(patch.name, patch.previous, patch.value)
+        case ChangeBoundary():
+            return patch.reverted()
         case ReplaceRegion():
             raise PatchError(f"'{patch.describe()}' cannot be taken back: start again from the untouched target.")
 

@@ -1,8 +1,8 @@
 """Patches: what a repair changes, as data (JSON-serialisable, replayable, revertible).
 
 A patch is written either in terms of the target's *lowered* graph, the caller's own, whose names it keeps
-(:class:`SetParameter`, :class:`SetAttribute`), or in terms of its *normal form* (:class:`SetConstant`,
-:class:`ReplaceRegion`), where the lowered graph has no single place for the change.
+(:class:`SetParameter`, :class:`SetAttribute`, :class:`SetNode`, :class:`ChangeBoundary`), or in terms of its *normal
+form* (:class:`SetConstant`, :class:`ReplaceRegion`), where the lowered graph has no single place for the change.
 """
 
 from __future__ import annotations
@@ -132,7 +132,86 @@ class ReplaceRegion:
         }
 
 
-Patch = SetParameter | SetAttribute | SetConstant | ReplaceRegion
+@dataclass(frozen=True, eq=False)
+class SetNode:
+    """Put another node in the place of a lowered one, under its name and with its result; an Identity leaves it out.
+
+    Attributes:
+        previous: The node that goes.
+        value: The node that comes.
+    """
+
+    previous: onnx.NodeProto
+    value: onnx.NodeProto
+    lowered: ClassVar[bool] = True
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.value.op_type == "Identity":
+            return f"leave out {self.previous.op_type} {self.previous.name}"
+        return f"make {self.previous.op_type} {self.previous.name} {self.value.op_type}({', '.join(self.value.input)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return {"patch": "node", "previous": _encoded(self.previous), "value": _encoded(self.value)}
+
+
+@dataclass(frozen=True, eq=False)
+class ChangeBoundary:
+    """Give the lowered graph other inputs or outputs, and nodes between these and what was there before.
+
+    Attributes:
+        summary: What it is for, one line.
+        inputs: All graph inputs afterwards.
+        outputs: All graph outputs afterwards.
+        previous_inputs: All graph inputs before.
+        previous_outputs: All graph outputs before.
+        added: Nodes put in; those that no present node makes an operand of come first in the graph.
+        removed: Nodes that go.
+        constants: Initializers put in.
+        dropped: Initializers that go.
+        renamed: Value -> the name that it gets in all nodes that stay.
+    """
+
+    summary: str
+    inputs: tuple[onnx.ValueInfoProto, ...]
+    outputs: tuple[onnx.ValueInfoProto, ...]
+    previous_inputs: tuple[onnx.ValueInfoProto, ...]
+    previous_outputs: tuple[onnx.ValueInfoProto, ...]
+    added: tuple[onnx.NodeProto, ...] = ()
+    removed: tuple[onnx.NodeProto, ...] = ()
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    dropped: Mapping[str, np.ndarray] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    lowered: ClassVar[bool] = True
+
+    def reverted(self) -> ChangeBoundary:
+        """The change that takes this one back."""
+        return ChangeBoundary(
+            f"take back: {self.summary}", self.previous_inputs, self.previous_outputs, self.inputs, self.outputs,
+            self.removed, self.added, self.dropped, self.constants, {new: old for old, new in self.renamed.items()},
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        """One line for people."""
+        return self.summary
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return {
+            "patch": "boundary",
+            "summary": self.summary,
+            **{name: [_encoded(item) for item in getattr(self, name)] for name in (*_INFOS, *_NODES)},
+            "constants": {name: _packed(value) for name, value in self.constants.items()},
+            "dropped": {name: _packed(value) for name, value in self.dropped.items()},
+            "renamed": dict(self.renamed),
+        }
+
+
+_INFOS = ("inputs", "outputs", "previous_inputs", "previous_outputs")
+_NODES = ("added", "removed")
+
+Patch = SetParameter | SetAttribute | SetNode | SetConstant | ReplaceRegion | ChangeBoundary
 
 
 def patch_from_dict(data: Mapping[str, Any]) -> Patch:
@@ -157,7 +236,32 @@ def patch_from_dict(data: Mapping[str, Any]) -> Patch:
                 {name: _unpacked(value) for name, value in data["constants"].items()},
                 {(node, slot): value for node, slot, value in data["rewired"]},
             )
+        case "node":
+            return SetNode(_node(data["previous"]), _node(data["value"]))
+        case "boundary":
+            return ChangeBoundary(
+                data["summary"],
+                **{name: tuple(map(_value_info, data[name])) for name in _INFOS},
+                **{name: tuple(map(_node, data[name])) for name in _NODES},
+                constants={name: _unpacked(value) for name, value in data["constants"].items()},
+                dropped={name: _unpacked(value) for name, value in data["dropped"].items()},
+                renamed=data["renamed"],
+            )
     raise ValueError(f"{data.get('patch')!r} is no kind of patch")
+
+
+def _encoded(item: onnx.NodeProto | onnx.ValueInfoProto) -> str:
+    return base64.b64encode(item.SerializeToString(deterministic=True)).decode()
+
+
+def _value_info(text: str) -> onnx.ValueInfoProto:
+    info: onnx.ValueInfoProto = onnx.ValueInfoProto.FromString(base64.b64decode(text))
+    return info
+
+
+def _node(text: str) -> onnx.NodeProto:
+    node: onnx.NodeProto = onnx.NodeProto.FromString(base64.b64decode(text))
+    return node
 
 
 def _packed(value: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Faults of a model's boundary, found before anything inside it is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from onnxfix.compare import Accumulator, Comparison
+from onnxfix.diagnose.boundary.change import Change, changed
+from onnxfix.diagnose.boundary.outputs import output_changes
+from onnxfix.diagnose.boundary.preparation import preparations
+from onnxfix.diagnose.boundary.samples import Samples, agree
+from onnxfix.diagnose.fault import Diagnosis
+from onnxfix.errors import AlignmentError, InputError, RuntimeFailure
+from onnxfix.inputs import Inputs
+from onnxfix.model import Model
+from onnxfix.surgeon.patch import Patch
+
+
+@dataclass(frozen=True, eq=False)
+class Boundary:
+    """What is wrong at the target's inputs and outputs.
+
+    Attributes:
+        target: The target with that set right: what is compared further.
+        changes: The faults, in the order in which their patches apply.
+    """
+
+    target: Model
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """All patches of the boundary, in order."""
+        return tuple(patch for change in self.changes for patch in change.patches)
+
+    def with_faults(self, diagnosis: Diagnosis, before: Comparison) -> Diagnosis:
+        """A diagnosis of what is inside, with the boundary's faults in front: they concern the whole model."""
+        faults = tuple(change.fault for change in self.changes)
+        return replace(diagnosis, faults=(*faults, *diagnosis.faults), comparison=before) if faults else diagnosis
+
+
+def settle(source: Model, target: Model, data: Inputs) -> Boundary:
+    """Find the faults of the target's boundary.
+
+    Nothing is looked for where the models agree on a first sample: a wrong preparation or order shows on every one.
+
+    Args:
+        source: The model that is right.
+        target: The conversion of it.
+        data: The data.
+
+    Raises:
+        InputError: the data cannot be fed to the models.
+        AlignmentError: the models' inputs do not correspond.
+    """
+    if agree(source, target, Samples.of(source, target, data, 1)):
+        return Boundary(target)
+    found: list[Change] = []
+    steps: tuple[Callable[[Model, Model, Samples], list[Change]], ...] = (preparations, output_changes)
+    for step in steps:
+        more = step(source, target, Samples.of(source, target, data))
+        patches = [patch for change in more for patch in change.patches]
+        target = changed(target, patches) if patches else target
+        found.extend(more)
+    return Boundary(target, tuple(found))
+
+
+def bound(data: Inputs, source: Model, target: Model) -> Inputs:
+    """The data, tied to both models, or to the source alone where the target cannot be fed them as it is.
+
+    Raises:
+        InputError: the data cannot be fed to the source.
+    """
+    try:
+        return data.bind(source, target)
+    except (InputError, AlignmentError):
+        return data.bind(source)
+
+
+def compared(source: Model, target: Model, data: Inputs, *, rtol: float, atol: float) -> Comparison:
+    """The models as they were given; where the target cannot even be fed, the comparison says why."""
+    try:
+        accumulator = Accumulator.for_models(source, target, rtol=rtol, atol=atol)
+        for chunk in data.chunks(source, target):
+            ours, theirs = source.run(chunk.source), target.run(chunk.target)
+            accumulator.add([*ours.values()], [*theirs.values()], chunk.count)
+        return accumulator.result()
+    except (InputError, AlignmentError, RuntimeFailure) as error:
+        infinite = float("inf")
+        return Comparison(
+            equivalent=False, label_discrepancy=None, max_abs=infinite, max_rel=infinite, rank_correlation=None,
+            per_output=(), worst=(), count=0, rtol=rtol, atol=atol, noise=None, reason=str(error),
+        )  # fmt: skip
