@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Exit codes other than 0 that a documented command has, because the classifier it is run on is broken.
-DIFFERENT = {"compare", "diagnose"}
+DIFFERENT = {"compare", "diagnose", "trace"}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
