@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxfix.canonical.origins import Array, apply
@@ -20,6 +21,7 @@ from onnxfix.mapped import release
 LARGE = 2**14
 _SAMPLE = "onnxfix.sample"
 _SAMPLED = 64
+_TILE = 256
 
 
 class Deferred(ir.LazyTensor):
@@ -30,10 +32,14 @@ class Deferred(ir.LazyTensor):
         dtype: Its element type.
         shape: Its shape.
         name: Its name.
+
+    Attributes:
+        source: Where the content is stored as it is, in ``raw_data``; None for one that is computed.
     """
 
     def __init__(self, make: Callable[[], Array], dtype: ir.DataType, shape: Sequence[int], name: str | None) -> None:
-        super().__init__(lambda: ir.Tensor(self.strided(), dtype=dtype), dtype, ir.Shape(shape), name=name)
+        super().__init__(lambda: ir.Tensor(self.numpy(), dtype=dtype), dtype, ir.Shape(shape), name=name)
+        self.source: onnx.TensorProto | None = None
         self._make = make
         self._held: weakref.ref[Array] | None = None
 
@@ -47,7 +53,19 @@ class Deferred(ir.LazyTensor):
 
     def numpy(self) -> Array:
         """The content in C order."""
-        return np.asarray(self.strided(), order="C")
+        return _in_order(self.strided())
+
+
+def _in_order(content: Array) -> Array:
+    """An array in C order; a large matrix that is stored by columns is copied in tiles, which caches like better."""
+    if content.ndim != 2 or content.flags.c_contiguous or content.dtype.hasobject:
+        return np.asarray(content, order="C")
+    result = np.empty_like(content, order="C")
+    for row in range(0, content.shape[0], _TILE):
+        for column in range(0, content.shape[1], _TILE):
+            tile = slice(row, row + _TILE), slice(column, column + _TILE)
+            result[tile] = content[tile]
+    return result
 
 
 def strided(tensor: ir.TensorProtocol) -> Array:
@@ -57,7 +75,10 @@ def strided(tensor: ir.TensorProtocol) -> Array:
 
 def borrowed(tensor: ir.TensorProtocol, name: str | None) -> Deferred:
     """The content of another tensor, which keeps it; the name is our own."""
-    return Deferred(tensor.numpy, tensor.dtype, tensor.shape.numpy(), name)
+    found = Deferred(tensor.numpy, tensor.dtype, tensor.shape.numpy(), name)
+    if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+        found.source = tensor.raw
+    return found
 
 
 def deferred(op: str, operands: Sequence[ir.TensorProtocol | None], attributes: Mapping[str, Any]) -> Deferred | None:
@@ -98,3 +119,22 @@ def sample(tensor: ir.TensorProtocol) -> bytes:
         found = tensor.meta[_SAMPLE] = content.flat[:: max(content.size // _SAMPLED, 1)].tobytes()
         release(content)
     return bytes(found)
+
+
+def write(proto: onnx.TensorProto, tensor: ir.TensorProtocol, name: str) -> None:
+    """Write a constant under a name; one that is stored already is copied as it is.
+
+    Args:
+        proto: Where to; it is empty.
+        tensor: The constant.
+        name: What it is called in the model.
+    """
+    source = tensor.source if isinstance(tensor, Deferred) else None
+    if source is None:
+        tensor.name = name
+        ir.serde.serialize_tensor_into(proto, tensor)
+        return
+    proto.CopyFrom(source)
+    proto.name = name
+    for field in ("doc_string", "metadata_props", "data_location"):
+        proto.ClearField(field)

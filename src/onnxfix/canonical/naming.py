@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxfix import mapped
+from onnxfix.canonical.deferred import write
 from onnxfix.canonical.inference import is_open
 from onnxfix.canonical.ingest import DECLARED, detached
 from onnxfix.canonical.origins import EXPRESSION_OPSET, Origin
@@ -179,6 +180,29 @@ def _in_files(graph: ir.Graph) -> dict[str, tuple[mapped.MappedFile, int, int]]:
     return places
 
 
+def _written(graph: ir.Graph) -> onnx.ModelProto:
+    """The graph as a model."""
+    proto = onnx.ModelProto(ir_version=_IR_VERSION)
+    for domain, version in graph.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    proto.graph.name = graph.name or ""
+    for value in graph.inputs:
+        ir.serde.serialize_value_into(proto.graph.input.add(), value)
+    for name, constant in graph.initializers.items():
+        ir.serde.serialize_value_into(proto.graph.value_info.add(), constant)
+        if constant.const_value is not None:
+            write(proto.graph.initializer.add(), constant.const_value, name)
+    for node in graph:
+        ir.serde.serialize_node_into(proto.graph.node.add(), node)
+        for output in node.outputs:
+            known = output.shape is not None or output.type is not None
+            if known and output.name and not output.is_graph_output():
+                ir.serde.serialize_value_into(proto.graph.value_info.add(), output)
+    for value in graph.outputs:
+        ir.serde.serialize_value_into(proto.graph.output.add(), value)
+    return proto
+
+
 def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str, tuple[str, ...]]]:
     """Serialise the named graph.
 
@@ -204,9 +228,8 @@ def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str,
     model.opset_imports.update({"": versions.get("", EXPRESSION_OPSET), **{d: versions[d] for d in sorted(used)}})
     graph.name, graph.doc_string = "canonical", None
     graph.metadata_props.clear()
-    clean = ir.Model(graph, ir_version=_IR_VERSION)
     places = _in_files(graph)
-    proto = ir.serde.serialize_model(clean)
+    proto = _written(graph)
     for tensor in mapped.references(proto):
         mapped.refer(tensor, *places[tensor.name])
     origins = {name: origin_of(value) for name, value in graph.initializers.items()}
