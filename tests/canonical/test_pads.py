@@ -5,6 +5,7 @@ import pytest
 from rewrites import normal, ops, parse, rewrite
 
 from onnxfix.canonical.defaults import ExplicitAttributes
+from onnxfix.canonical.padded_reshapes import PadBehindReshape
 from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 
 ZERO_PAD = np.array([0, 0, 1, 0, 0, 0, 1, 2])
@@ -101,3 +102,26 @@ def test_paddings_in_a_row_become_one() -> None:
         a=ZERO_PAD, b=np.array([1, 2]), axes=np.array([-1]),
     )
     assert ops(rewrite(model, MergePads())) == ["Pad"]
+
+
+@pytest.mark.parametrize(
+    ("pads", "shape", "target", "moved"),
+    [
+        ([0, 2, 1, 0, 0, 0, 3, 0], "N,5,4,1", [0, 1, 7, 8], True),
+        ([0, 0, 2, 1, 0, 0, 0, 3], "N,1,5,4", [0, 1, 7, 8], True),
+        ([0, 2, 0, 0, 0, 1, 0, 0], "N,4,1,7", [0, 1, 7, 7], True),
+        ([0, 2, 1, 0, 0, 0, 3, 0], "N,5,4,2", [0, 1, 7, 16], False),
+        ([0, 0, 0, 2, 0, 0, 0, 3], "N,4,7,1", [0, 6, 4, 7], False),
+    ],
+)
+def test_a_pad_goes_behind_a_reshape_that_only_places_ones(pads, shape, target, moved) -> None:
+    model = parse(
+        f"""(float[{shape}] x) => (float[N,2,h,w] y) {{
+            padded = Pad (x, pads)
+            placed = Reshape (padded, target)
+            y = Conv (placed, k)
+        }}""",
+        pads=np.array(pads), target=np.array(target), k=normal(2, target[1], 2, 2),
+    )  # fmt: skip
+    graph = rewrite(model, ExplicitAttributes(), PadBehindReshape(), FoldPads())
+    assert ops(graph) == (["Reshape", "Conv"] if moved else ["Pad", "Reshape", "Conv"])
