@@ -28,7 +28,7 @@ class SpellClips(ir.passes.InPlacePass):
             interval = _interval(node)
             inner = None if interval is None else producer(interval.value, *_OPS)
             below = _interval(inner) if inner is not None and used_once(inner.outputs[0]) else None
-            if interval is None:
+            if interval is None or (interval.low is None and interval.high is None):
                 continue
             if inner is not None and below is not None:
                 _write(editor, [inner, node], _intersection(below, interval))

@@ -70,6 +70,8 @@ def _defaults(op_type: str) -> tuple[ir.Attr, ...]:
         ir.serde.deserialize_attribute(attribute.default_value)
         for attribute in schema.attributes.values()
         if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
+        # RNN's default is that of two directions; recurrent layers leave out what is the default.
+        and (op_type, attribute.name) != ("RNN", "activations")
     )
 
 

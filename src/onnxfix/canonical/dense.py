@@ -190,10 +190,8 @@ def _unflatten(editor: Editor, node: ir.Node, flat: ir.Node, kernel: tuple[int |
 
 
 def is_sequence(leading: Sequence[int | None]) -> bool:
-    """Whether leading dimensions are a batch of sequences: of rank 2 with more than one step, or really several."""
-    if len(leading) == 2:
-        return leading[1] != 1
-    return sum(d != 1 for d in leading) >= 2
+    """Whether leading dimensions are a batch of sequences: the last is more than a step, or they are really several."""
+    return bool(leading) and (leading[-1] != 1 or (len(leading) > 2 and sum(d != 1 for d in leading) >= 2))
 
 
 def _plain_batch(editor: Editor, node: ir.Node) -> None:

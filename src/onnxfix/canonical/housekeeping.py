@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxfix.canonical.deferred import LARGE, sample
 from onnxfix.canonical.queries import NUMBERS
+from onnxfix.canonical.queries import nodes_of
 from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_constant, is_op, live, producer, rank
 from onnxfix.mapped import streamed
 
@@ -211,15 +212,35 @@ class MergeEqualNodes(ir.passes.InPlacePass):
         """Merge in topological order, so that equal chains merge in one walk."""
         editor = Editor(model.graph)
         seen = _Seen()
-        outputs = {id(o) for o in model.graph.outputs}
         for node in live(model.graph):
+            if is_op(node, "Identity"):
+                continue  # what is left of them are graph outputs that copy something
             first = seen.first(node)
-            if first is None or any(id(o) in outputs for o in node.outputs) or not _same_constants(first, node):
+            if first is None or not _same_constants(first, node):
                 continue
             for old, new in zip(node.outputs, first.outputs, strict=True):
+                _earlier_first(editor, new, old)
                 editor.replace(old, new)
             editor.remove([node])
+        for node in nodes_of(model.graph, "Identity"):
+            if node.inputs[0] is not None and node.inputs[0].producer() is not None:
+                _earlier_first(editor, node.inputs[0], node.outputs[0])
         return ir.passes.PassResult(model, editor.modified)
+
+
+def _earlier_first(editor: Editor, original: ir.Value, copy: ir.Value) -> None:
+    """Of two graph outputs that are equal, the earlier one is the original, whichever way they were written."""
+    if not (original.is_graph_output() and copy.is_graph_output()):
+        return
+    outputs = editor.graph.outputs
+    places = [next(k for k, output in enumerate(outputs) if output is value) for value in (original, copy)]
+    if places[0] < places[1]:
+        return
+    names = original.name, copy.name
+    original.name = copy.name = None
+    copy.name, original.name = names
+    outputs[places[0]], outputs[places[1]] = copy, original
+    editor.modified = True
 
 
 _NEVER_MERGED = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")

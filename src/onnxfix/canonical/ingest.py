@@ -28,6 +28,11 @@ class LoweredParameters(Mapping[str, np.ndarray]):
         self._constants: dict[str, onnx.NodeProto] = {
             n.output[0]: n for n in proto.graph.node if n.op_type == "Constant" and n.domain in ("", "ai.onnx")
         }
+        for name, constant in inner_constants(proto.graph).items():
+            if isinstance(constant, onnx.TensorProto):
+                self._tensors[name] = constant
+            else:
+                self._constants[name] = constant
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._tensors:
@@ -45,6 +50,28 @@ class LoweredParameters(Mapping[str, np.ndarray]):
         return len(self._tensors) + len(self._constants)
 
 
+def inner_constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto | onnx.NodeProto]:
+    """Initializers and Constant nodes of control-flow bodies, whose names no other constant of the model has."""
+    found: dict[str, onnx.TensorProto | onnx.NodeProto] = {}
+    taken = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    repeated: set[str] = set()
+    waiting = _bodies(graph)
+    while waiting:
+        body = waiting.pop()
+        waiting += _bodies(body)
+        constants = [(t.name, t) for t in body.initializer]
+        for name, constant in (*constants, *((n.output[0], n) for n in body.node if n.op_type == "Constant")):
+            if name in found or name in taken:
+                repeated.add(name)
+            found[name] = constant
+    return {name: constant for name, constant in found.items() if name not in repeated}
+
+
+def _bodies(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    attributes = [attribute for node in graph.node for attribute in node.attribute if attribute.g or attribute.graphs]
+    return [body for a in attributes for body in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs)]
+
+
 def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
     """Build the intermediate form of a lowered model, which is left unchanged.
 
@@ -59,10 +86,15 @@ def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
         CanonicalizationError: the model calls its functions in a cycle, or a function cannot be inlined.
     """
     model = ir.serde.deserialize_model(proto)
+    for value, declared in zip(model.graph.inputs, proto.graph.input, strict=True):
+        if value.is_graph_output():  # of an input that is an output, too, the types of both were read into one value
+            value.type = ir.serde.deserialize_type_proto_for_type(declared.type)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(declared.type)
     _rename_symbols(model.graph)
     if batch is not None:
         _bind_batch(model.graph, batch)
     model.graph.meta[DECLARED] = [(output.type, output.shape) for output in model.graph.outputs]
+    _open_outputs(model.graph)
     _stamp(model)
     _inline(model)
     graph = model.graph
@@ -74,12 +106,17 @@ def ingest(proto: onnx.ModelProto, batch: int | None = None) -> ir.Model:
             raise CanonicalizationError(f"initializer {value.name} has no data: load the model with its external data.")
         _own(value, references.get(value.name or "", value.const_value))
     if references:
-        graph.meta[SPILL] = mapped.Spill()
+        graph.meta[SPILL] = mapped.Spill(mapped.files(tensor.numpy() for tensor in references.values()))
     constants = set(graph.initializers.values())
     for body in graph.subgraphs():
         for value in body.initializers.values():
             if value.const_value is not None:
                 value.const_value = detached(value.const_value, value.name)
+    own = inner_constants(proto.graph)
+    for body in graph.subgraphs():
+        for value in (*body.initializers.values(), *(n.outputs[0] for n in body if n.op_type == "Constant")):
+            if value.name in own:
+                value.meta[ORIGIN] = Parameter(value.name or "")
     kept = [value for value in graph.inputs if value not in constants]
     graph.inputs.clear()
     graph.inputs.extend(kept)
@@ -99,6 +136,14 @@ def _rename_symbols(graph: ir.Graph) -> None:
             value.shape = ir.Shape(
                 [names.get(d.value, d.value) if isinstance(d, ir.SymbolicDim) and d.value else d for d in value.shape]
             )
+
+
+def _open_outputs(graph: ir.Graph) -> None:
+    """Dimensions of outputs that are called as no dimension of an input is say nothing: let inference find them."""
+    given = {dim.value for value in graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)}
+    for output in graph.outputs:
+        if output.shape is not None and not output.is_graph_input():
+            output.shape = ir.Shape([d if isinstance(d, int) or d.value in given else None for d in output.shape])
 
 
 def _bind_batch(graph: ir.Graph, batch: int) -> None:

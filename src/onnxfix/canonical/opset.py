@@ -6,7 +6,7 @@ meaning changed (Softmax before opset 13, Upsample), which are exactly the ones 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -66,9 +66,20 @@ def _expressible(node: ir.Node, version: int) -> bool:
         default = theirs.attributes[name].default_value if name in theirs.attributes else None
         if default is None or onnx.helper.get_attribute_value(default) != node.attributes[name].value:
             return False
+    if not (_typed(node.inputs, ours.inputs) and _typed(node.outputs, ours.outputs)):
+        return False
     for name in extra:
         del node.attributes[name]
     return len(node.inputs) <= ours.max_input
+
+
+def _typed(values: Sequence[ir.Value | None], formal: Sequence[onnx.defs.OpSchema.FormalParameter]) -> bool:
+    """Whether the element types of values are among those of formal parameters, the last of which may repeat."""
+    return all(
+        value is None or value.dtype is None or not isinstance(value.type, ir.TensorType) or not formal
+        or f"tensor({value.dtype.name.lower()})" in formal[min(index, len(formal) - 1)].types
+        for index, value in enumerate(values)
+    )
 
 
 def _operand(editor: Editor, node: ir.Node, slot: int, value: np.ndarray | None, hint: str) -> None:
@@ -229,13 +240,29 @@ def _group_norm(editor: Editor, node: ir.Node, version: int) -> None:
     channels = node.inputs[0].shape[1] if node.inputs[0] is not None and node.inputs[0].shape is not None else None
     groups = attribute(node, "num_groups")
     if not isinstance(channels, int) or any(array(v) is None for v in node.inputs[1:3]):
-        raise CanonicalizationError(f"{node.name}: GroupNormalization of opset 18 needs a fixed number of channels.")
+        _grouped_instances(editor, node, groups)
+        return
     for slot in (1, 2):
         column = editor.constant("Reshape", node.inputs[slot], editor.literal(np.array([groups, 1])))
         spread = editor.constant("Expand", column, editor.literal(np.array([groups, channels // groups])))
         flat = editor.constant("Reshape", spread, editor.literal(np.array([channels])))
         node.replace_input_with(slot, flat)
     infer_node(node)
+
+
+def _grouped_instances(editor: Editor, node: ir.Node, groups: int) -> None:
+    """``GroupNorm_18(x, s, b) = Reshape(InstanceNorm(Reshape(x, [0, groups, -1]), s, b), Shape(x))``."""
+    x, scale, bias = node.inputs
+    target = editor.literal(np.array([0, groups, -1]), "groups")
+    apart = editor.node("Reshape", [x, target], like=[node], before=node)
+    normal = editor.node(
+        "InstanceNormalization", [apart.outputs[0], scale, bias], like=[node], before=node,
+        attributes={"epsilon": attribute(node, "epsilon", 1e-5)},
+    )
+    shape = editor.node("Shape", [x], like=[node], before=node)
+    result = editor.node("Reshape", [normal.outputs[0], shape.outputs[0]], like=[node], before=node)
+    editor.replace(node.outputs[0], result.outputs[0])
+    editor.remove([node])
 
 
 def _dtype(node: ir.Node) -> np.dtype:

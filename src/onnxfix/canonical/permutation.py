@@ -83,11 +83,11 @@ class Pull:
 
     Attributes:
         build: Makes ``z``.
-        borrows: ``z`` is a Transpose of the value that the graph has elsewhere.
+        borrowed: The Transpose of the value that ``z`` is, where the graph has one elsewhere.
     """
 
     build: Callable[[Editor], ir.Value]
-    borrows: bool = False
+    borrowed: ir.Value | None = None
 
 
 def plan_pull(value: ir.Value | None, perm: Perm, node: ir.Node, *, broadcasts: bool) -> Pull | None:
@@ -121,7 +121,7 @@ def plan_pull(value: ir.Value | None, perm: Perm, node: ir.Node, *, broadcasts: 
     if target is not None:
         return Pull(lambda editor: reshape(editor, value, target, [full[k] for k in back], [node], node))
     existing = _existing(value, back, node) if len(sizes) == len(perm) else None
-    return None if existing is None else Pull(lambda editor: existing, borrows=True)
+    return None if existing is None else Pull(lambda editor: existing, borrowed=existing)
 
 
 def _target_of_ones(sizes: Sequence[Size], full: Sequence[Size], back: Perm) -> list[int] | None:
@@ -155,7 +155,7 @@ def _pull_constant(editor: Editor, value: ir.Value, full: list[Size], back: Perm
 def stripped(editor: Editor, constant: ir.Value) -> ir.Value:
     """A constant without leading dimensions of size one, which broadcasting supplies again."""
     content = array(constant)
-    if content is None or content.ndim == 0 or content.shape[0] != 1:
+    if content is None or content.ndim == 0 or content.shape[0] != 1 or content.size == 0:
         return constant
     lead = next((k for k, d in enumerate(content.shape) if d != 1), content.ndim)
     shape = np.asarray(content.shape[lead:], dtype=np.int64)

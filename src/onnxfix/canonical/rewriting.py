@@ -125,6 +125,16 @@ def merged(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def release_bodies(node: ir.Node) -> None:
+    """Let the bodies of a node that is gone read nothing any more: they may have read values from around them."""
+    for attr in node.attributes.values():
+        for body in ([attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else
+                     attr.as_graphs() if attr.type == ir.AttributeType.GRAPHS else []):
+            for inner in body.all_nodes():
+                for slot in range(len(inner.inputs)):
+                    inner.replace_input_with(slot, None)
+
+
 class Editor:
     """Edits one graph on behalf of a pass.
 
@@ -158,9 +168,7 @@ class Editor:
                 raise ValueError(f"{operand.name} is not a constant")
         origins = tuple(None if o is None else origin_of(o) for o in operands)
         hint = next((o.name for o in operands if o is not None and o.name), op)
-        later = None
-        if SPILL not in self.graph.meta:
-            later = deferred(op, [None if o is None else o.const_value for o in operands], attributes)
+        later = deferred(op, [None if o is None else o.const_value for o in operands], attributes)
         if later is not None:
             return (self._add(later, Apply(op, origins, attributes), hint),)
         values = [array(operand) for operand in operands]
@@ -207,6 +215,8 @@ class Editor:
         if new.type is None:
             new.type = old.type
         if old.is_graph_output():
+            for use in tuple(old.uses()):
+                use.node.replace_input_with(use.idx, new)
             new = self._as_output(old, new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.modified = True
@@ -231,6 +241,7 @@ class Editor:
             read = any(output.uses() or output.is_graph_output() for output in node.outputs)
             if node.graph is self.graph and not read:
                 self.graph.remove(node, safe=True)
+                release_bodies(node)
                 self.modified = True
 
     def _register(self, content: np.ndarray, origin: Origin, hint: str) -> ir.Value:

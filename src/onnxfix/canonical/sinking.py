@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxfix.canonical.permutation import rebuild, reshape, stripped, transposed
 from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
-from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, producer
+from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, producer, rank
 from onnxfix.canonical.symbolic import Size, sizes_of
 from onnxfix.canonical.transposes import ELEMENTWISE
 
@@ -38,7 +38,7 @@ def _sink(editor: Editor, node: ir.Node) -> None:
     if not present or present[0].inputs[0] is None or not is_constant(present[0].inputs[1]):
         return
     shape, sizes = sizes_of(present[0].inputs[0]), sizes_of(present[0].outputs[0])
-    if shape is None or sizes is None:
+    if shape is None or sizes is None or rank(node.outputs[0]) != len(sizes):
         return
     inputs: list[ir.Value | None] = []
     moved: dict[int, list[int]] = {}

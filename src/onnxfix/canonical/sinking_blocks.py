@@ -69,6 +69,8 @@ def _along_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
     if single:
         _write(editor, node, mover, before, after, {"axis": moved[0]})
         return
+    if not moved:
+        return  # no axes would mean all of them
     result = [Size(1) if k in axes else size for k, size in enumerate(after)]
     source = [Size(1) if k in moved else size for k, size in enumerate(before)]
     _write(editor, node, mover, source, result, {}, sorted(moved))

@@ -191,7 +191,8 @@ def _pull_all(
     if len(ready) != len(plans):
         return False
     movers = {v for v in node.inputs if (found := transposed(v)) is not None and found[1] == perm}
-    if any(plan.borrows for plan in ready) and not all(v is not None and _read_only_by(v, node) for v in movers):
+    borrowed = {plan.borrowed for plan in ready} - {None}
+    if borrowed and (borrowed & movers or not all(v is not None and _read_only_by(v, node) for v in movers)):
         return False
     return sink(editor, node, [plan.build(editor) for plan in ready], perm, attributes)
 
@@ -301,6 +302,8 @@ def _resize(editor: Editor, node: ir.Node, perm: Perm) -> bool:
     if transposed(node.inputs[0]) is None or attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         return False
     axes = attribute(node, "axes")
+    if not _resizable(node, perm):
+        return False
     if axes is not None:
         return sink(editor, node, inputs, perm, {"axes": [perm[a] for a in axes]})
     for slot in (2, 3):
@@ -314,6 +317,24 @@ def _resize(editor: Editor, node: ir.Node, perm: Perm) -> bool:
     if len(inputs) > 1:
         inputs[1] = None
     return sink(editor, node, inputs, perm)
+
+
+def _resizable(node: ir.Node, perm: Perm) -> bool:
+    """Whether runtimes interpolate along the axes where the resized ones come to be: behind, or in front of, channels."""
+    mode, count, axes = attribute(node, "mode", "nearest"), len(perm), attribute(node, "axes")
+    if mode == "nearest" or (mode == "linear" and count < 4 and not attribute(node, "antialias", 0)):
+        return True
+    if axes is None:
+        scales, sizes = (array(node.inputs[k]) if len(node.inputs) > k else None for k in (2, 3))
+        numbers = scales if scales is not None and scales.size else sizes
+        if numbers is None or numbers.size != count:
+            return False
+        same = [1] * count if numbers is scales else [size.number for size in sizes_of(node.inputs[0]) or ()]
+        axes = [k for k in range(count) if numbers[k] != same[k]]
+    moved = {perm[axis % count] for axis in axes}
+    if mode == "linear" and count < 6 and not attribute(node, "antialias", 0):
+        return moved <= set(range(2, count)) or moved <= set(range(1, count - 1))
+    return moved <= {count - 2, count - 1}
 
 
 def _gather(editor: Editor, node: ir.Node, perm: Perm) -> bool:
@@ -354,7 +375,7 @@ def _quantize(editor: Editor, node: ir.Node, perm: Perm) -> bool:
 
 _UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Tan Tanh ThresholdedRelu"
 )
 _BROADCASTING = (
