@@ -351,11 +351,19 @@ def _invert_expand(origin: Apply, slot: int, values: list[Array | None], wanted:
     return _unbroadcast(wanted, _operand(values, 0).shape, float(np.abs(wanted).max(initial=0.0)))
 
 
+def _narrowed(wanted: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers in the type that a Cast widens: integers are rounded, and saturate."""
+    if dtype.kind not in "iu" or wanted.dtype.kind != "f":
+        return wanted.astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(np.nan_to_num(np.rint(wanted)), info.min, info.max).astype(dtype)
+
+
 def _invert_unary(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:
     if origin.op == "Neg":
         return -wanted
     if origin.op == "Cast":
-        return wanted.astype(_operand(values, 0).dtype)
+        return _narrowed(wanted, _operand(values, 0).dtype)
     if origin.op == "Reciprocal":
         return _quotient(np.ones_like(wanted, dtype=np.float64), wanted.astype(np.float64))
     if origin.op == "Sqrt":

@@ -77,6 +77,8 @@ class Comparison:
         atol: The absolute tolerance that was added to it.
         noise: The source's own noise floor, relative, where it was measured; else None.
         reason: Why not equivalent, one sentence; empty when equivalent.
+        explained: Of a quantized target, the share of :attr:`max_rel` that a correct quantization with the file's own
+            scales explains, 0..1; else None.
     """
 
     equivalent: bool
@@ -91,6 +93,12 @@ class Comparison:
     atol: float
     noise: float | None
     reason: str
+    explained: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Equivalent, or no further apart than a correct quantization makes them."""
+        return self.equivalent or self.explained == 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data; numbers that are not finite are None."""
@@ -107,11 +115,13 @@ class Comparison:
             "atol": self.atol,
             "noise": self.noise,
             "reason": self.reason,
+            "explained": self.explained,
         }
 
     def __repr__(self) -> str:
         state = "equivalent" if self.equivalent else "different"
         labels = "" if self.label_discrepancy is None else f", label_discrepancy={self.label_discrepancy:.4g}"
+        labels += "" if self.explained is None else f", explained={self.explained:.0%}"
         return f"Comparison({state}, max_rel={self.max_rel:.2g}, rtol={self.rtol:.2g}{labels}, count={self.count})"
 
     def _repr_html_(self) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxfix.canonical.origins import Origin, evaluate, invert, parameters_of
 from onnxfix.diagnose.differences import close
+from onnxfix.diagnose.storage import slack, widened
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 
@@ -127,28 +128,42 @@ def _solve(state: _State, wrong: tuple[WrongConstant, ...], name: str) -> Attrib
     try:
         value = invert(origins[wrong[0].name], name, wrong[0].expected, state.parameters)
         changed = {n: state.parameters[n] for goal, _ in goals for n in parameters_of(origins[goal])} | {name: value}
-        rounding = float(np.finfo(value.dtype).eps) if value.dtype.itemsize == 2 else 0.0
-        if not all(agrees(evaluate(origins[goal], changed), content, rounding) for goal, content in goals):
-            return None
+        rounding = float(np.finfo(value.dtype).eps) if value.dtype.kind == "f" and value.dtype.itemsize == 2 else 0.0
+        for goal, content in goals:
+            room = slack(origins[goal], changed, content)
+            if not agrees(evaluate(origins[goal], changed), content, rounding, room):
+                return None
     except CanonicalizationError:
         return None
     return Attribution(name, value, state.parameters[name], wrong)
 
 
-def agrees(value: np.ndarray, expected: np.ndarray, rounding: float) -> bool:
-    """Whether a constant is as expected, to within the rounding of the type that its parameter is stored in."""
+def agrees(
+    value: np.ndarray, expected: np.ndarray, rounding: float, room: np.ndarray | float = 0.0
+) -> bool:
+    """Whether a constant is as expected, to within the rounding of the type that its parameter is stored in.
+
+    Args:
+        value: The constant.
+        expected: What it should be.
+        rounding: Relative rounding of the type.
+        room: How far each element may be off for the grid that it is stored on.
+    """
     if value.shape != expected.shape:
         return False
     peak = float(np.abs(expected).max(initial=0.0)) or 1.0
+    if np.any(room):
+        return bool(np.all(np.abs(value.astype(np.float64) - expected) <= room + 1e-6 * peak))
     return bool(np.allclose(value, expected, rtol=2e-6 + rounding, atol=1e-6 * peak))
 
 
 def _parameters(target: Model, constant: WrongConstant) -> list[str]:
-    """Float parameters behind a constant."""
+    """Parameters behind a constant that hold numbers: floats, and integers that stand for floats."""
     form = target.normal_form
     origin = form.origins.get(constant.name)
     names = () if origin is None else parameters_of(origin)
-    return [n for n in names if n in form.parameters and form.parameters[n].dtype.kind == "f"]
+    stored = set() if origin is None else set(widened(origin))
+    return [n for n in names if n in form.parameters and (form.parameters[n].dtype.kind == "f" or n in stored)]
 
 
 def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str]:

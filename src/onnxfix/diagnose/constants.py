@@ -17,7 +17,8 @@ from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import FaultKind
 from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.folding import is_under_root, misfolded, wrong_epsilon
-from onnxfix.diagnose.naming import counterpart, label, node_names, others_behind
+from onnxfix.diagnose.naming import WIDENS, counterpart, label, node_names, others_behind
+from onnxfix.diagnose.quantized.schemes import misscaled
 from onnxfix.diagnose.weights import explain
 from onnxfix.model import Model
 from onnxfix.surgeon.patch import SetAttribute
@@ -38,12 +39,50 @@ def wrong_constants(examination: Examination, finding: Finding) -> Iterator[Caus
         yield _epsilon(examination, finding, *folded)
         return
     right = {v for v in node.input if v and target.is_constant(v)} - {constant.name for constant in wrong}
+    for constant in tuple(wrong):
+        scaled = misscaled(examination.target, constant)
+        if scaled is not None:
+            yield _scheme(examination, finding, wrong.pop(constant), scaled)
     made, left = attribute(examination.source, examination.target, wrong, sorted(right))
     for attribution in made:
         first = attribution.constants[0]
         yield _weight(examination, finding, wrong[first], first, attribution)
     for constant in left:
         yield _weight(examination, finding, wrong[constant], constant, None)
+
+
+def _scheme(
+    examination: Examination, finding: Finding, difference: Difference, attribution: Attribution
+) -> Cause:
+    """Integers that are stored rightly and stand for other numbers."""
+    target = examination.target
+    names = node_names(target, finding.region.target_nodes, readers_of=(attribution.parameter,))
+    widening = tuple(n.name for n in target.proto.graph.node if attribution.parameter in n.input)
+    what = "scale" if attribution.value.dtype.kind == "f" else "zero point"
+    fault = reported(
+        finding,
+        FaultKind.PRECISION,
+        tuple(dict.fromkeys((*names, *_quantizing(target, widening)))),
+        node_names(examination.source, finding.region.source_nodes),
+        f"the {what} of the weight of {label(target, names)} is {short(attribution.previous)} instead of "
+        f"{short(attribution.value)}.",
+        parameter=attribution.parameter,
+        native_parameter=target.parameters.get(attribution.parameter),
+        expected=attribution.value,
+        actual=attribution.previous,
+    )
+    return Cause(fault, finding, difference, attribution)
+
+
+def _quantizing(target: Model, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The nodes of the quantized graph that spelled-out widenings stand for."""
+    spelled = {
+        node.name: prop.value
+        for node in target.proto.graph.node
+        for prop in node.metadata_props
+        if prop.key == WIDENS
+    }
+    return tuple(dict.fromkeys(spelled.get(name, name) for name in names))
 
 
 def _epsilon(examination: Examination, finding: Finding, actual: float, expected: float) -> Cause:

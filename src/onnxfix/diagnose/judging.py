@@ -12,7 +12,7 @@ from onnxfix.align import Alignment, Region
 from onnxfix.diagnose.compensation import without_compensations
 from onnxfix.diagnose.differences import Difference, corrected
 from onnxfix.diagnose.finding import Finding, Recording
-from onnxfix.diagnose.noise import is_guilty, noise_floor
+from onnxfix.diagnose.noise import MARGIN, is_guilty, noise_floor
 from onnxfix.diagnose.storage import expected_error, is_as_stored
 from onnxfix.errors import OnnxFixError, RuntimeFailure
 from onnxfix.model import Model
@@ -21,6 +21,11 @@ from onnxfix.runtime.probe import LocalError, measure, piece
 from onnxfix.runtime.session import Session
 
 Feed = Mapping[str, np.ndarray]
+
+# A fault of less than this share of what the storage of a region costs cannot be told from it.
+DROWNED = 0.004
+# What storage costs is measured with the source's values, and met again with these rounded.
+ROOM = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +73,17 @@ class Judge:
         noise = _noise(self.alignment, region, recording)
         if error.broken or not np.isfinite(error.relative):
             error = evaluate_target(self.alignment, region, recording)
-        if not is_guilty(error, noise, self._excused(region)):
+        excused = 0.0 if suspect.differences else self._excused(region)
+        stored = [d for d in suspect.differences if d not in telling]
+        allowed = noise
+        if stored:
+            # What is stored in fewer bits costs something, whatever else is wrong: the rest is judged without it.
+            cost = evaluate_corrected(self.alignment, region, telling, recording)
+            error = evaluate_corrected(self.alignment, region, stored, recording)
+            excused, allowed = DROWNED * cost.relative, _larger(noise, cost)
+        if not is_guilty(error, noise, excused):
             return None
+        noise = allowed
         if len(telling) > 1:
             telling = _guilty_differences(self.alignment, suspect, telling, recording, noise)
         return Finding(region, telling, error, noise, recording, chunk)
@@ -87,6 +101,18 @@ class Judge:
 
     def _excused(self, region: Region) -> float:
         return expected_error(self.target, self.alignment.target, region.target_nodes)
+
+
+def _larger(noise: LocalError, cost: LocalError) -> LocalError:
+    """The noise of a region together with what its storage costs; a cost is known and needs no margin."""
+    if cost.broken:
+        return noise
+    return LocalError(
+        max(noise.max_difference, ROOM * cost.max_difference / MARGIN),
+        max(noise.rms_difference, ROOM * cost.relative_rms * (noise.rms_source or cost.rms_source) / MARGIN),
+        noise.max_source or cost.max_source,
+        noise.rms_source or cost.rms_source,
+    )
 
 
 def record(

@@ -12,6 +12,8 @@ from onnxfix.align.graph import attributes
 from onnxfix.canonical.origins import Origin, Parameter, parameters_of
 from onnxfix.model import Model
 
+# Key of the metadata of nodes that only widen a stored integer, spelled as arithmetic.
+WIDENS = "onnxfix.widens"
 # Ops that compute nothing.
 MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Constant"})
 
@@ -130,7 +132,7 @@ def _readers(model: Model, parameters: Iterable[str]) -> list[str]:
     for node in model.proto.graph.node if wanted else ():
         if not wanted.intersection(node.input):
             continue
-        if node.op_type in _PASSED_THROUGH:
+        if node.op_type in _PASSED_THROUGH or any(prop.key == WIDENS for prop in node.metadata_props):
             wanted.update(node.output)
         else:
             found.append(node.name)

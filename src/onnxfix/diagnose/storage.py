@@ -6,15 +6,22 @@ off the file: the types behind a region's constants, and the quantizing nodes in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from onnxfix.align import GraphView
-from onnxfix.canonical.origins import Apply, Origin, Parameter
+from onnxfix.canonical.origins import Apply, Origin, Parameter, evaluate, parameters_of
+from onnxfix.diagnose.differences import ULPS
 from onnxfix.model import Model
+from onnxfix.runtime.probe import MASKED, saturated
 
+# Rounding leaves half a step; scales are themselves rounded to float32.
+_HALF_STEP = 0.501
+# Trials by which the effect of rounding on a constant is measured, and how far beyond them its tail may reach.
+_TRIALS = 4
+_TAIL = 4.0
 # Relative error of a region that a correct use of the type may make: two units of its precision.
 HALF = 2.0**-9
 # Eight bits per tensor: a step of the range for each of weights, inputs and output.
@@ -40,25 +47,71 @@ def expected_error(model: Model, view: GraphView, nodes: Iterable[str]) -> float
         for value in node.input:
             origin = form.origins.get(value)
             if origin is not None and view.constant(value).dtype.kind == "f":
-                types = (form.parameters[p].dtype for p in _widened(origin) if p in form.parameters)
+                types = (form.parameters[p].dtype for p in widened(origin) if p in form.parameters)
                 worst = max([worst, *(_cost(dtype) for dtype in types)])
     return worst
 
 
 def is_as_stored(model: Model, constant: str, expected: Any, actual: Any) -> bool:
-    """Whether a canonical constant is the expected one, rounded and clipped to the type that the file stores it in.
+    """Whether a canonical constant is the expected one, rounded to the grid that the file stores it on.
 
-    Masks are filled with the most negative float32, of which float16 keeps -65504.
+    Every element may be off by half a step: of the scale of an integer, of the spacing of a half-precision float, each
+    followed through the expression that makes the constant of what is stored. Masks are filled with the most negative
+    float32, of which float16 keeps -65504.
     """
     origin = model.normal_form.origins.get(constant)
     if origin is None or not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
         return False
-    types = {model.normal_form.parameters[p].dtype for p in _widened(origin) if p in model.normal_form.parameters}
-    if types != {np.dtype(np.float16)} or expected.shape != actual.shape:
+    if expected.shape != actual.shape or expected.dtype.kind != "f":
         return False
-    limits = np.finfo(np.float16)
-    rounded = np.clip(expected, limits.min, limits.max).astype(np.float16)
-    return bool(np.allclose(rounded.astype(np.float64), actual, rtol=2.0**-10, atol=float(limits.tiny)))
+    parameters = model.normal_form.parameters
+    stored = [p for p in widened(origin) if p in parameters]
+    if not stored:
+        return False
+    wanted = expected
+    if all(parameters[p].dtype == np.float16 for p in stored):
+        limits = np.finfo(np.float16)
+        wanted = np.clip(expected, limits.min, limits.max)
+    return bool(np.all(np.abs(saturated(wanted) - saturated(actual)) <= slack(origin, parameters, wanted)))
+
+
+def slack(origin: Origin, parameters: Mapping[str, np.ndarray], wanted: np.ndarray) -> np.ndarray | float:
+    """How far a constant may be off for the grids that its parameters are stored on, element by element; 0 for none.
+
+    Args:
+        origin: The expression that makes the constant.
+        parameters: Lowered parameter name -> value.
+        wanted: The value that the constant should have.
+    """
+    stored = dict.fromkeys(p for p in widened(origin) if p in parameters)
+    if not stored:
+        return 0.0
+    base = evaluate(origin, parameters).astype(np.float64)
+    own = {p: parameters[p] for p in parameters_of(origin) if p in parameters}
+    room: np.ndarray = np.zeros(base.shape)
+    for name in stored:
+        generator = np.random.default_rng(0)
+        with np.errstate(all="ignore"):
+            moves = [
+                np.abs(evaluate(origin, own | {name: _moved(own[name], generator)}).astype(np.float64) - base)
+                for _ in range(_TRIALS)
+            ]
+        # An element made of one stored number moves alike each time; a sum of many scatters, and may go further.
+        room = room + np.max(moves, axis=0) + _TAIL * np.std(moves, axis=0)
+    peak = float(np.abs(wanted).max(initial=0.0, where=np.abs(wanted) < MASKED))
+    return np.asarray(_HALF_STEP * room + ULPS * np.minimum(np.abs(wanted), MASKED) + ULPS / 4 * peak)
+
+
+def _moved(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Every element a step up or down on the grid of its type."""
+    up = generator.random(values.shape) < 0.5
+    if values.dtype.kind in "iu":
+        info = np.iinfo(values.dtype)
+        steps = np.where(up, 1, -1)
+        steps = np.where(values == info.max, -1, np.where(values == info.min, 1, steps))
+        return np.asarray(values + steps.astype(values.dtype), values.dtype)
+    with np.errstate(all="ignore"):
+        return np.asarray(np.nextafter(values, np.where(up, np.inf, -np.inf).astype(values.dtype)))
 
 
 def _cost(dtype: np.dtype[Any]) -> float:
@@ -67,11 +120,11 @@ def _cost(dtype: np.dtype[Any]) -> float:
     return BYTE if dtype.itemsize == 1 else 0.0
 
 
-def _widened(origin: Origin | None) -> Iterator[str]:
-    """Parameters that a Cast or DequantizeLinear brought to float."""
+def widened(origin: Origin | None) -> Iterator[str]:
+    """Parameters that a Cast or DequantizeLinear brought to float: those that are stored in fewer bits."""
     if not isinstance(origin, Apply):
         return
     for operand in origin.operands:
         if isinstance(operand, Parameter) and origin.op in ("Cast", "DequantizeLinear"):
             yield operand.name
-        yield from _widened(operand)
+        yield from widened(operand)

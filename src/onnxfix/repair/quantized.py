@@ -1,0 +1,108 @@
+"""Repair a quantized target: what is wrong with the straightened model, then with the quantizers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from onnxfix.compare import Accumulator, Comparison
+from onnxfix.diagnose.examination import in_chunks
+from onnxfix.diagnose.quantized import Quantizer, Straightened, WrongQuantizer, activation_spans, wrong_quantizers
+from onnxfix.diagnose.quantized.cost import MARGIN, rounded
+from onnxfix.inputs import Inputs
+from onnxfix.model import Model
+from onnxfix.quantization import Quantization, quantization_of
+from onnxfix.repair.result import Repair
+from onnxfix.runtime.session import Session
+from onnxfix.surgeon.apply import apply
+from onnxfix.surgeon.patch import Patch
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedRepair:
+    """What is needed to finish the repair of a quantized target.
+
+    Attributes:
+        target: The quantized target.
+        straight: The same, straightened.
+        inner: The repair of the straightened model.
+        data: The data used for the repair.
+        rtol: Relative tolerance of the whole models' comparison.
+        atol: Absolute tolerance of the same.
+    """
+
+    target: Model
+    straight: Straightened
+    inner: Repair
+    data: Inputs
+    rtol: float
+    atol: float
+
+    def faults(self) -> tuple[WrongQuantizer, ...]:
+        """The quantizers that are wrong."""
+        spans = activation_spans(self.inner.source, self.target, self.straight, self._straight_repaired(), self.data)
+        return wrong_quantizers(self.target, self.straight.quantizers, spans)
+
+    def finished(self, model: Model, wrong: Sequence[WrongQuantizer]) -> Repair:
+        """The repair of the quantized target, proved.
+
+        Args:
+            model: The target with all patches.
+            wrong: The wrong quantizers.
+        """
+        inner, source = self.inner, self.inner.source
+        patches: tuple[Patch, ...] = (*inner.patches, *(p for w in wrong for p in w.patches))
+        held = inner.holdout.bind(source, self.target)
+        before = self._compared(self.target, self.data)
+        after = self._explained(self._compared(model, self.data), model, self.data)
+        verified = self._explained(self._compared(model, held), model, held)
+        faults = tuple(
+            sorted((*inner.diagnosis.faults, *(w.fault for w in wrong)), key=lambda f: -min(f.local_error, 1e30))
+        )
+        share = 1.0 if not faults else min(1.0, after.max_rel / before.max_rel) if before.max_rel > 0 else 1.0
+        before = replace(before, explained=min(share, after.explained or 0.0) if not faults else share)
+        return replace(
+            inner,
+            model=model,
+            target=self.target,
+            diagnosis=replace(inner.diagnosis, faults=faults, comparison=before),
+            patches=patches,
+            before=before,
+            after=after,
+            verified=verified,
+            holdout=held,
+        )
+
+    def _straight_repaired(self) -> onnx.ModelProto:
+        return apply(self.straight.model.proto, self.inner.patches)
+
+    def _compared(self, model: Model, data: Inputs) -> Comparison:
+        source = self.inner.source
+        accumulator = Accumulator.for_models(source, model, rtol=self.rtol, atol=self.atol)
+        for chunk in in_chunks(source, model, data):
+            expected, actual = source.run(chunk.source), model.run(chunk.target)
+            accumulator.add([*expected.values()], [*actual.values()], chunk.count)
+        return accumulator.result()
+
+    def _explained(self, comparison: Comparison, model: Model, data: Inputs) -> Comparison:
+        """A comparison, with the share of its difference that a correct quantization explains."""
+        straight = replace(self.straight.model, proto=self._straight_repaired())
+        schemes = [_scheme(model, quantizer) for quantizer in self.straight.quantizers]
+        session = Session(rounded(straight.proto, self.straight.quantizers, schemes))
+        source = self.inner.source
+        accumulator = Accumulator.for_models(source, straight, rtol=self.rtol, atol=self.atol)
+        for chunk in in_chunks(source, straight, data):
+            expected = source.run(chunk.source)
+            accumulator.add([*expected.values()], [*session.run(chunk.target).values()], chunk.count)
+        allowed = max(MARGIN * accumulator.result().max_rel, self.rtol)
+        if not np.isfinite(comparison.max_rel):
+            return replace(comparison, explained=0.0)
+        return replace(comparison, explained=min(1.0, allowed / comparison.max_rel) if comparison.max_rel else 1.0)
+
+
+def _scheme(model: Model, quantizer: Quantizer) -> Quantization | None:
+    node = next(n for n in model.proto.graph.node if n.name == quantizer.first)
+    return None if quantizer.scheme is None else quantization_of(model.proto, node)
