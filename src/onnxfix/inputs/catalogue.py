@@ -69,6 +69,8 @@ def relation(scale: np.ndarray, shift: np.ndarray, order: np.ndarray) -> tuple[s
     reverse = len(order) == 3 and order.tolist() == [2, 1, 0]
     if not reverse and order.tolist() != list(range(len(order))):
         return None
+    if reverse and np.allclose(scale, 1) and np.allclose(shift, 0):
+        return "RGB", "BGR"
     for before, after in _pairs(len(order)):
         if (before.reverse != after.reverse) != reverse:
             continue
@@ -78,8 +80,6 @@ def relation(scale: np.ndarray, shift: np.ndarray, order: np.ndarray) -> tuple[s
             shift, wanted_shift, rtol=RTOL, atol=RTOL * size
         ):
             return before.name, after.name
-    if reverse and np.allclose(scale, 1) and np.allclose(shift, 0):
-        return "RGB", "BGR"
     return None
 
 

@@ -33,10 +33,13 @@ def change_boundary(graph: onnx.GraphProto, patch: ChangeBoundary) -> None:
     del graph.node[:]
     graph.node.extend([*first, *stay, *last])
     _exchange(graph, patch.dropped, patch.constants)
-    del graph.input[:]
-    graph.input.extend(patch.inputs)
-    del graph.output[:]
-    graph.output.extend(patch.outputs)
+    wanted = {info.name: info for info in patch.inputs}
+    for info in graph.input:
+        if info.name in wanted:
+            info.CopyFrom(wanted[info.name])
+    if patch.outputs:
+        del graph.output[:]
+        graph.output.extend(patch.outputs)
     del graph.value_info[:]  # shapes may have changed; every runtime infers them anew
 
 

@@ -162,10 +162,10 @@ class ChangeBoundary:
 
     Attributes:
         summary: What it is for, one line.
-        inputs: All graph inputs afterwards.
-        outputs: All graph outputs afterwards.
-        previous_inputs: All graph inputs before.
-        previous_outputs: All graph outputs before.
+        inputs: Graph inputs of another size, as they are afterwards.
+        outputs: All graph outputs afterwards; empty where they stay.
+        previous_inputs: The same inputs before.
+        previous_outputs: All graph outputs before; empty where they stay.
         added: Nodes put in; those that no present node makes an operand of come first in the graph.
         removed: Nodes that go.
         constants: Initializers put in.
@@ -174,10 +174,10 @@ class ChangeBoundary:
     """
 
     summary: str
-    inputs: tuple[onnx.ValueInfoProto, ...]
-    outputs: tuple[onnx.ValueInfoProto, ...]
-    previous_inputs: tuple[onnx.ValueInfoProto, ...]
-    previous_outputs: tuple[onnx.ValueInfoProto, ...]
+    inputs: tuple[onnx.ValueInfoProto, ...] = ()
+    outputs: tuple[onnx.ValueInfoProto, ...] = ()
+    previous_inputs: tuple[onnx.ValueInfoProto, ...] = ()
+    previous_outputs: tuple[onnx.ValueInfoProto, ...] = ()
     added: tuple[onnx.NodeProto, ...] = ()
     removed: tuple[onnx.NodeProto, ...] = ()
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import onnx
 
 from onnxfix.align import GraphView
 from onnxfix.diagnose.fault import Fault, FaultKind
-from onnxfix.frameworks import Framework
+from onnxfix.errors import OnnxFixError
+from onnxfix.frameworks import Framework, adapter
 from onnxfix.model import Model
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import ChangeBoundary, Patch
+from onnxfix.surgeon.patch import ChangeBoundary, Patch, SetParameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +47,21 @@ def view_of(model: Model) -> GraphView:
 
 
 def changed(model: Model, patches: Iterable[Patch]) -> Model:
-    """The target with patches of its boundary: as ONNX, since no framework's file has a place for them."""
-    proto = apply(model.proto, patches)
-    own = {t.name: t.name for t in proto.graph.initializer}
-    return Model(proto, Framework.ONNX, proto, parameters=own, layers=model.layers)
+    """The target with patches of its boundary: as ONNX, where no framework's file has a place for them."""
+    given = list(patches)
+    proto = apply(model.proto, given)
+    own = {
+        model.parameters[p.name]: p.value
+        for p in given
+        if isinstance(p, SetParameter) and p.name in model.parameters and not p.readers
+    }
+    if model.framework != Framework.ONNX and len(own) == len(given):
+        try:
+            return replace(model, proto=proto, native=adapter(model.framework).with_parameters(model, own))
+        except OnnxFixError:
+            pass  # its file cannot hold them: the ONNX can
+    initializers = {t.name: t.name for t in proto.graph.initializer}
+    return Model(proto, Framework.ONNX, proto, parameters=initializers, layers=model.layers)
 
 
 def boundary_patch(
@@ -69,14 +81,13 @@ def boundary_patch(
         outputs: All outputs afterwards; None: as they are.
         parts: The other attributes of the patch.
     """
-    graph = model.proto.graph
-    before, after = tuple(graph.input), tuple(graph.output)
+    graph, wanted = model.proto.graph, inputs or {}
     return ChangeBoundary(
         summary,
-        inputs=tuple((inputs or {}).get(info.name, info) for info in before),
-        outputs=after if outputs is None else tuple(outputs),
-        previous_inputs=before,
-        previous_outputs=after,
+        inputs=tuple(wanted.values()),
+        outputs=() if outputs is None else tuple(outputs),
+        previous_inputs=tuple(info for info in graph.input if info.name in wanted),
+        previous_outputs=() if outputs is None else tuple(graph.output),
         **parts,
     )
 

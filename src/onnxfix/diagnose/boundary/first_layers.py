@@ -25,6 +25,7 @@ class FirstLayer:
 
     Attributes:
         op: Its op type.
+        constants: Names of its weight and its bias.
         weight: Its weight.
         bias: Its bias, or None.
         padded: Whether it pads its input with zeros.
@@ -33,6 +34,7 @@ class FirstLayer:
     """
 
     op: str
+    constants: tuple[str, ...]
     weight: np.ndarray
     bias: np.ndarray | None
     padded: bool
@@ -51,7 +53,8 @@ def first_layers(view: GraphView, name: str) -> Iterator[FirstLayer]:
         if node.op_type in _LAYERS and node.input[0] in reached and view.is_constant(node.input[1]):
             biased = len(node.input) > 2 and node.input[2] and view.is_constant(node.input[2])
             yield FirstLayer(
-                node.op_type, view.constant(node.input[1]), view.constant(node.input[2]) if biased else None,
+                node.op_type, tuple(node.input[1 : 3 if biased else 2]), view.constant(node.input[1]),
+                view.constant(node.input[2]) if biased else None,
                 any(a.name == "pads" and any(a.ints) for a in node.attribute), node.output[0],
                 view.upstream(node.output[0], set())[0],
             )  # fmt: skip

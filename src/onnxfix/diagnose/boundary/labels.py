@@ -26,10 +26,26 @@ _MOVING = frozenset({"Transpose", "Gather", "Slice", "Pad", "Concat"})
 
 @dataclass(frozen=True, eq=False)
 class LastLayer:
-    """The layer that makes the numbers of an output: one row of weights per class, and its bias."""
+    """The layer that makes the numbers of an output: one row of weights per class, and its bias.
+
+    Attributes:
+        rows: Weights, one row per class.
+        bias: One number per class.
+        op: Op type.
+        constants: Names of weight and bias.
+    """
 
     rows: np.ndarray
     bias: np.ndarray
+    op: str = ""
+    constants: tuple[str, ...] = ()
+
+    def reordered(self, view: GraphView, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Its constants with the classes in another order."""
+        weight, *bias = self.constants
+        axis = 1 if self.op == "Gemm" else 0
+        found = {weight: view.constant(weight).take(index, axis)}
+        return found | {name: view.constant(name).take(index, -1) for name in bias}
 
 
 def last_layer(view: GraphView, output: str) -> LastLayer | None:
@@ -42,7 +58,10 @@ def last_layer(view: GraphView, output: str) -> LastLayer | None:
             rows = weight.T if node.op_type == "Gemm" else weight.reshape(weight.shape[0], -1)
             biased = len(node.input) > 2 and view.is_constant(node.input[2])
             bias = view.constant(node.input[2]).reshape(-1) if biased else np.zeros(len(rows))
-            return LastLayer(rows.astype(np.float64), bias.astype(np.float64)) if len(bias) == len(rows) else None
+            if len(bias) != len(rows):
+                return None
+            names = tuple(node.input[1 : 3 if biased else 2])
+            return LastLayer(rows.astype(np.float64), bias.astype(np.float64), node.op_type, names)
         if node.op_type not in _BETWEEN:
             return None
         value = node.input[0]

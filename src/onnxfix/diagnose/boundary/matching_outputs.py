@@ -184,9 +184,8 @@ def _assignments(count: int, others: int) -> Iterator[list[int | None]]:
 
 
 def _cost(table: Sequence[Sequence[Match]], chosen: Sequence[int | None]) -> float:
-    """What an assignment leaves; an output that has none, or another shape, counts as worse than unrelated."""
-    apart = (2.0 if j is None else min(table[i][j].apart, 2.0) for i, j in enumerate(chosen))
-    return sum(apart)
+    """What an assignment leaves; an output of another shape counts as worse than unrelated."""
+    return sum(min(table[i][j].apart, 2.0) for i, j in enumerate(chosen) if j is not None)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

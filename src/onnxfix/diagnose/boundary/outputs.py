@@ -17,14 +17,15 @@ from onnxfix.diagnose.boundary.hidden import hidden_output
 from onnxfix.diagnose.boundary.labels import class_movers, last_layer
 from onnxfix.diagnose.boundary.matching_outputs import Match, Output, assigned, match
 from onnxfix.diagnose.boundary.samples import Samples
+from onnxfix.diagnose.boundary.stored import stored
 from onnxfix.diagnose.boundary.tails import Tail, tail
 from onnxfix.diagnose.boundary.ways import Arrays, Way
 from onnxfix.diagnose.fault import FaultKind
 from onnxfix.errors import CanonicalizationError
-from onnxfix.model import Model
+from onnxfix.model import Model, TensorSpec
 from onnxfix.runtime.assembly import assemble
 from onnxfix.runtime.session import Session
-from onnxfix.surgeon.patch import ChangeBoundary
+from onnxfix.surgeon.patch import ChangeBoundary, SetParameter
 
 
 def output_changes(source: Model, target: Model, samples: Samples) -> list[Change]:
@@ -138,19 +139,29 @@ class _Report:
         """The faults, the patch with the first of them."""
         edit = _Edit(self.target, self.theirs)
         faults: list[Change] = [*self._order(), *self._surplus()]
+        inside: list[SetParameter] = []
         for i, j in enumerate(self.chosen):
             if j is None:
                 faults.append(self._missing(edit, i))
                 continue
-            found = self.table[i][j]
+            found, more = self._by_weights(self.table[i][j], j)
+            inside.extend(more)
             edit.put(self.ours[i], self.theirs[j], found.way, self.source.outputs[i].shape)
-            faults.extend(self._of_way(self.ours[i], self.theirs[j], found))
+            faults.extend(self._of_way(self.ours[i], self.theirs[j], self.table[i][j], more))
         if not faults or not any(not change.reason for change in faults):
             return faults
-        patch = edit.patch()
         first = next(k for k, change in enumerate(faults) if not change.reason)
-        faults[first] = replace(faults[first], patches=(patch,))
+        faults[first] = replace(faults[first], patches=(*inside, *edit.patches()))
         return faults
+
+    def _by_weights(self, found: Match, j: int) -> tuple[Match, tuple[SetParameter, ...]]:
+        """Classes that only the last layer has in another order are put in order there."""
+        index, layer = found.way.index, self.theirs[j].layer
+        if index is None or layer is None or len(index) != len(layer.rows) or self.theirs[j].movers:
+            return found, ()
+        wanted = layer.reordered(GraphView(self.target.canonical), index)
+        patches = stored(self.target, wanted)
+        return (found, ()) if patches is None else (replace(found, way=replace(found.way, index=None)), patches)
 
     def _order(self) -> list[Change]:
         used = [j for j in self.chosen if j is not None]
@@ -189,11 +200,13 @@ class _Report:
         )  # fmt: skip
         return Change(fault, reason="" if found else f"nothing in the target computes the source's output {name}")
 
-    def _of_way(self, ours: Output, theirs: Output, found: Match) -> list[Change]:
+    def _of_way(
+        self, ours: Output, theirs: Output, found: Match, inside: tuple[SetParameter, ...]
+    ) -> list[Change]:
         way, name = found.way, theirs.name
         i, j = self.ours.index(ours), self.theirs.index(theirs)
         made: list[Change] = []
-        if way.activations or way.kept is not None:
+        if ours.tail.ops != theirs.tail.ops and (way.activations or way.kept is not None):
             made.append(self._activation(ours, theirs, i, j))
         if way.perm is not None or way.unit:
             layout = way.perm is not None and len(way.perm) > 2 and _is_channel_move(way.perm)
@@ -204,8 +217,8 @@ class _Report:
                     kind, j, i, text, expected=list(ours.arrays[0].shape), actual=list(theirs.arrays[0].shape)
                 )
             )
-        if way.index is not None and not (ours.tail.ops != theirs.tail.ops and way.index is None):
-            made.append(self._labels(way, theirs, i, j))
+        if way.index is not None:
+            made.append(self._labels(way, theirs, i, j, inside))
         if way.dtype is not None or way.scale is not None:
             a, b = ours.arrays[0].dtype, theirs.arrays[0].dtype
             made.append(
@@ -221,7 +234,7 @@ class _Report:
         text = f"Output {theirs.name} ends with {has}, the source's with {wants}."
         return self._change(FaultKind.OUTPUT, j, i, text, expected=mine, actual=yours)
 
-    def _labels(self, way: Way, theirs: Output, i: int, j: int) -> Change:
+    def _labels(self, way: Way, theirs: Output, i: int, j: int, inside: tuple[SetParameter, ...]) -> Change:
         index = np.asarray(way.index)
         classes = theirs.arrays[0].shape[-1 if theirs.arrays[0].ndim < 3 else 1]
         if len(index) < classes and np.array_equal(index, np.arange(len(index)) + index[0]):
@@ -231,7 +244,11 @@ class _Report:
             )
         else:
             text = f"The classes of output {theirs.name} are in another order than the source's."
-        return self._change(FaultKind.OUTPUT, j, i, text, expected=np.arange(len(index)), actual=index)
+        change = self._change(FaultKind.OUTPUT, j, i, text, expected=np.arange(len(index)), actual=index)
+        if not inside:
+            return change
+        readers = [n for n in self.target.proto.graph.node if inside[0].name in n.input]
+        return Change(replace(change.fault, parameter=inside[0].name, target_nodes=named(self.target, readers)))
 
     def _change(self, kind: FaultKind, j: int, i: int, text: str, *, expected: object, actual: object) -> Change:
         theirs, ours = self.theirs[j], self.ours[i]
@@ -303,16 +320,14 @@ class _Edit:
         stay[-1].output[0] = f"{name}/raw"
         return str(stay[-1].output[0])
 
-    def expose(self, name: str, value: str, spec: object) -> None:
+    def expose(self, name: str, value: str, spec: TensorSpec) -> None:
         """A value inside becomes an output."""
         taken = {o for node in self._target.proto.graph.node for o in node.output}
         free = name
         while free in taken:
             free += "/output"
-        info = onnx.ValueInfoProto()
-        info.name = free
-        kind = getattr(spec, "dtype", np.dtype(np.float32))
-        info.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(kind)
+        kind = helper.np_dtype_to_tensor_dtype(spec.dtype)
+        info = helper.make_tensor_value_info(free, kind, list(spec.shape or ()))
         self._added.append(helper.make_node("Identity", [value], [free], f"{free}/exposed"))
         self._outputs.append(info)
 
@@ -328,9 +343,12 @@ class _Edit:
             dims[0] = first.dim_value if first.HasField("dim_value") else (first.dim_param or None)
         return helper.make_tensor_value_info(name, kind, dims)
 
-    def patch(self) -> ChangeBoundary:
-        """The patch."""
-        return boundary_patch(
+    def patches(self) -> tuple[ChangeBoundary, ...]:
+        """The patch; none where nothing changes."""
+        if not self._added and not self._removed and self._outputs == list(self._infos.values()):
+            return ()
+        patch = boundary_patch(
             self._target, "give the outputs that the source has", outputs=self._outputs, added=tuple(self._added),
             removed=tuple(self._removed), constants=self._constants, renamed=self._renamed,
         )  # fmt: skip
+        return (patch,)

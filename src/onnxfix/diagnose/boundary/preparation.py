@@ -21,12 +21,13 @@ from onnxfix.diagnose.boundary.folded import relation
 from onnxfix.diagnose.boundary.fronts import Front, front
 from onnxfix.diagnose.boundary.maps import InputMap
 from onnxfix.diagnose.boundary.samples import Samples, distance
+from onnxfix.diagnose.boundary.stored import stored
 from onnxfix.diagnose.fault import FaultKind
 from onnxfix.errors import CanonicalizationError, RuntimeFailure
 from onnxfix.inputs import InputPair, pair_inputs
 from onnxfix.inputs.catalogue import relation as known
 from onnxfix.model import Model
-from onnxfix.surgeon.patch import ChangeBoundary
+from onnxfix.surgeon.patch import ChangeBoundary, SetParameter
 
 # A map must bring the first layers this much nearer, or all the way.
 NEARER = 0.5
@@ -97,6 +98,7 @@ def _prepared(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> 
 
     unprepared = apart(InputMap.identity(len(theirs.shape)))
     if unprepared <= REACHED:
+        yield from _moved_on(ours, theirs, pair, samples)
         return
     best: tuple[float, InputMap] | None = None
     for way, evident in _candidates(ours, theirs, pair, layers[0]):
@@ -104,23 +106,52 @@ def _prepared(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> 
         if (left <= REACHED or (evident and left < NEARER * unprepared)) and (best is None or left < NEARER * best[0]):
             best = left, way
     if best is not None:
-        yield from _changes(ours, theirs, best[1], unprepared)
+        yield from _changes(ours, theirs, best[1], unprepared, layers[0] if len(layers) == 1 else None)
+
+
+def _moved_on(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> Iterator[Change]:
+    """Axes that are moved before a layer that does not care: what follows tells."""
+    structural = next(iter(_structural(ours, theirs, pair)), None)
+    if structural is None or structural.moves_nothing():
+        return
+
+    def apart(way: InputMap) -> float:
+        feeds = ({**feed, theirs.name: way(feed[theirs.name])} for feed in samples.target)
+        try:
+            runs = [[*theirs.model.run(feed).values()] for feed in feeds]
+        except RuntimeFailure:
+            return float("inf")
+        answers = [list(column) for column in zip(*runs, strict=True)]
+        return sum(min(distance(a, b), 2.0) for a, b in zip(wanted, answers, strict=False))
+
+    wanted = samples.run(ours.model, "source")
+    unmoved = apart(InputMap.identity(len(theirs.shape)))
+    if apart(structural) < NEARER * unmoved:
+        yield from _changes(ours, theirs, structural, unmoved)
+
+
+def _structural(ours: _Side, theirs: _Side, pair: InputPair) -> Iterator[InputMap]:
+    """The map that makes what both lowered graphs do to the input the same."""
+    a, b = ours.front(), theirs.front()
+    back = b.map.inverse()
+    if back is not None and a.map.rank == b.map.rank:
+        way = back.after(a.map.after(_given(pair, theirs)))
+        if not way.is_identity() and not _same_steps(a, b, way):
+            yield way
+
+
+def _given(pair: InputPair, theirs: _Side) -> InputMap:
+    """From the target's feed to the source's: each model is fed in its own layout, which is no fault."""
+    identity = InputMap.identity(len(theirs.shape))
+    return identity if pair.permutation is None else InputMap.moving(_inverse(pair.permutation))
 
 
 def _candidates(
     ours: _Side, theirs: _Side, pair: InputPair, layers: tuple[FirstLayer, FirstLayer]
 ) -> Iterator[tuple[InputMap, bool]]:
     """Maps, the plainest first, and whether the graphs give evidence of them."""
-    identity = InputMap.identity(len(theirs.shape))
-    # The data are fed in each model's own layout; that is no fault.
-    given = identity if pair.permutation is None else InputMap.moving(_inverse(pair.permutation))
-    a, b = ours.front(), theirs.front()
-    back = b.map.inverse()
-    if back is not None and a.map.rank == b.map.rank:
-        way = back.after(a.map.after(given))
-        if not way.is_identity() and not _same_steps(a, b, way):
-            yield way, True
-    yield from ((way, True) for way in _folded(ours, theirs, given, layers))
+    yield from ((way, True) for way in _structural(ours, theirs, pair))
+    yield from ((way, True) for way in _folded(ours, theirs, _given(pair, theirs), layers))
     if len(set(theirs.shape[1:])) < len(theirs.shape[1:]) and len(theirs.shape) in (3, 4, 5):
         yield from ((way, False) for way in _turns(theirs.shape))
 
@@ -179,8 +210,14 @@ def _inverse(perm: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.argsort(perm))
 
 
-def _changes(ours: _Side, theirs: _Side, way: InputMap, error: float) -> Iterator[Change]:
+def _changes(
+    ours: _Side, theirs: _Side, way: InputMap, error: float, layers: tuple[FirstLayer, FirstLayer] | None = None
+) -> Iterator[Change]:
     """The fault of the preparation, and that of the layout where axes are moved, too; one patch for both."""
+    inside = None if layers is None else _in_weights(ours, theirs, way, layers)
+    if inside is not None:
+        yield _folded_change(ours, theirs, way, error, inside)
+        return
     patch = _patch(ours, theirs, way)
     guilty = _nodes(theirs) if theirs.front().nodes else ()
     beside = named(theirs.model, _readers(theirs))
@@ -205,6 +242,45 @@ def _changes(ours: _Side, theirs: _Side, way: InputMap, error: float) -> Iterato
         ),
         (patch,) if way.moves_nothing() else (),
     )  # fmt: skip
+
+
+def _in_weights(
+    ours: _Side, theirs: _Side, way: InputMap, layers: tuple[FirstLayer, FirstLayer]
+) -> tuple[SetParameter, ...] | None:
+    """The first layer's parameters with the preparation taken out, where it is in them and in nothing else."""
+    a, b = ours.front(), theirs.front()
+    found, layer = relation(*layers), layers[1]
+    if found is None or found.is_identity() or any(n.op_type not in _INERT for n in (*a.nodes, *b.nodes)):
+        return None
+    if not way.moves_nothing():
+        return None
+    wide = [1, -1, *[1] * (layer.weight.ndim - 2)] if layer.op == "Conv" else [-1, 1]
+    axis = 1 if layer.op == "Conv" else 0
+    scaled = layer.weight * found.scale.reshape(wide)
+    wanted = {layer.constants[0]: scaled.take(np.argsort(found.order), axis).astype(layer.weight.dtype)}
+    if not np.allclose(found.shift, 0):
+        if layer.bias is None:
+            return None
+        added = np.tensordot(np.moveaxis(layer.weight, axis, 0).reshape(len(found.shift), -1), found.shift, (0, 0))
+        outputs = layer.weight.shape[1 - axis]
+        wanted[layer.constants[1]] = layer.bias + added.reshape(outputs, -1).sum(axis=1).astype(layer.bias.dtype)
+    return stored(theirs.model, wanted)
+
+
+# What may stand before a first layer into which a preparation was folded.
+_INERT = frozenset({"Transpose", "Identity", "Cast"})
+
+
+def _folded_change(
+    ours: _Side, theirs: _Side, way: InputMap, error: float, inside: tuple[SetParameter, ...]
+) -> Change:
+    names = {patch.name for patch in inside}
+    readers = [n for n in theirs.model.proto.graph.node if names.intersection(n.input)]
+    fault = boundary_fault(
+        FaultKind.PREPROCESSING, named(theirs.model, readers), named(ours.model, _readers(ours)), inside[0].name,
+        _sentence(theirs.name, way), expected=_described(ours.front().map), actual=_described(way), error=error,
+    )  # fmt: skip
+    return Change(fault, inside)
 
 
 def _sentence(name: str, way: InputMap) -> str:
@@ -238,19 +314,32 @@ def _patch(ours: _Side, theirs: _Side, way: InputMap) -> ChangeBoundary:
     dtype = next(spec.dtype for spec in theirs.model.inputs if spec.name == theirs.name)
     between = f"{theirs.name}/prepared"
     nodes, constants = way.nodes(theirs.name, between, dtype)
+    infos = {} if way.moves_nothing() else {theirs.name: _info(theirs, way)}
     whole = own.map.after(way)
     instead, brought = whole.nodes(theirs.name, own.value, dtype)
     replaceable = own.nodes and not any(n.op_type in ("Cast", "DequantizeLinear") for n in own.nodes)
     if replaceable and len(instead) <= len(nodes):
         if whole.is_identity():
             return boundary_patch(
-                theirs.model, f"feed {theirs.name} as it is", removed=own.nodes, renamed={own.value: theirs.name}
-            )
+                theirs.model, f"feed {theirs.name} as it is", inputs=infos, removed=own.nodes,
+                renamed={own.value: theirs.name},
+            )  # fmt: skip
         return boundary_patch(
-            theirs.model, f"prepare {theirs.name} as the source does", removed=own.nodes, added=tuple(instead),
-            constants=brought,
+            theirs.model, f"prepare {theirs.name} as the source does", inputs=infos, removed=own.nodes,
+            added=tuple(instead), constants=brought,
         )  # fmt: skip
     return boundary_patch(
-        theirs.model, f"prepare {theirs.name} as the target wants it", added=tuple(nodes), constants=constants,
-        renamed={theirs.name: between},
+        theirs.model, f"prepare {theirs.name} as the target wants it", inputs=infos, added=tuple(nodes),
+        constants=constants, renamed={theirs.name: between},
     )  # fmt: skip
+
+
+def _info(side: _Side, way: InputMap) -> onnx.ValueInfoProto:
+    """The input as it is declared once its axes are moved."""
+    info = onnx.ValueInfoProto()
+    info.CopyFrom(next(i for i in side.model.proto.graph.input if i.name == side.name))
+    dims = list(info.type.tensor_type.shape.dim)
+    if len(dims) == way.rank:
+        del info.type.tensor_type.shape.dim[:]
+        info.type.tensor_type.shape.dim.extend(dims[way.perm.index(axis)] for axis in range(way.rank))
+    return info

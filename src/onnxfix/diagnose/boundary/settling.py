@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onnxfix.compare import Accumulator, Comparison
 from onnxfix.diagnose.boundary.change import Change, changed
+from onnxfix.diagnose.boundary.dimensions import dimension_changes
 from onnxfix.diagnose.boundary.outputs import output_changes
 from onnxfix.diagnose.boundary.preparation import preparations
 from onnxfix.diagnose.boundary.samples import Samples, agree
@@ -54,16 +55,21 @@ def settle(source: Model, target: Model, data: Inputs) -> Boundary:
         InputError: the data cannot be fed to the models.
         AlignmentError: the models' inputs do not correspond.
     """
+    found = dimension_changes(source, target, data)
+    target = _with(target, found)
     if agree(source, target, Samples.of(source, target, data, 1)):
-        return Boundary(target)
-    found: list[Change] = []
+        return Boundary(target, tuple(found))
     steps: tuple[Callable[[Model, Model, Samples], list[Change]], ...] = (preparations, output_changes)
     for step in steps:
         more = step(source, target, Samples.of(source, target, data))
-        patches = [patch for change in more for patch in change.patches]
-        target = changed(target, patches) if patches else target
+        target = _with(target, more)
         found.extend(more)
     return Boundary(target, tuple(found))
+
+
+def _with(target: Model, changes: Sequence[Change]) -> Model:
+    patches = [patch for change in changes for patch in change.patches]
+    return changed(target, patches) if patches else target
 
 
 def bound(data: Inputs, source: Model, target: Model) -> Inputs:
