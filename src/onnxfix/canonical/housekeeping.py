@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.deferred import LARGE, sample
-from onnxfix.canonical.queries import NUMBERS
-from onnxfix.canonical.queries import nodes_of
+from onnxfix.canonical.queries import NUMBERS, nodes_of
 from onnxfix.canonical.rewriting import Editor, array, attribute, dims, is_constant, is_op, live, producer, rank
 from onnxfix.mapped import streamed
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxfix.canonical.graph_inference import infer_by_onnx
 from onnxfix.canonical.origins import EXPRESSION_OPSET
 
+_POOLS = ("AveragePool", "MaxPool", "LpPool")
 # Constants up to this many elements are shown to shape inference: targets, axes, pads, sizes.
 _SMALL = 64
 _IMPORTS = [onnx.helper.make_opsetid("", EXPRESSION_OPSET)]
@@ -31,28 +32,30 @@ def infer_graph(model: ir.Model, *, trust: bool = True) -> bool:
     for value in values:
         value.shape = value.shape if trust else None
     infer_by_onnx(model)
-    changed = False
     for value, shape in declared:
         if value.shape is None or (shape is not None and len(shape) == len(value.shape)):
             value.shape = shape if value.shape is None else _refined(value.shape, shape)
-        changed = changed or value.shape != shape
-    _correct_resizes(model.graph)
-    return changed
+    _correct_sizes(model.graph)
+    return any(value.shape != shape for value, shape in declared)
 
 
-def _correct_resizes(graph: ir.Graph) -> None:
-    """Where rounding decides the size of a Resize, take onnxruntime's: ``floor(float32(size) * float32(scale))``.
+def _correct_sizes(graph: ir.Graph) -> None:
+    """Where rounding decides a size, take onnxruntime's.
 
-    onnx multiplies otherwise: 9 * 1.4444444 is 12 there and 13 when the model runs.
+    Of a Resize it is ``floor(float32(size) * float32(scale))``; onnx multiplies otherwise: 9 * 1.4444444 is 12 there
+    and 13 when the model runs. Of a pool with ceil_mode, windows that start behind the map do not count; onnx counts
+    them, and so such a size stays open.
     """
     corrected: set[ir.Value] = set()
     for node in graph:
         output = node.outputs[0] if node.outputs else None
-        if output is None or output.shape is None or output.is_graph_output():
+        if output is None or output.shape is None:
             continue
         before = output.shape
         if node.op_type == "Resize":
             output.shape = _resized(node) or before
+        elif node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):
+            output.shape = _pooled(node) or before
         elif any(value in corrected for value in node.inputs):
             output.shape = None
             infer_node(node)
@@ -74,6 +77,25 @@ def _resized(node: ir.Node) -> ir.Shape | None:
     return ir.Shape(dims)
 
 
+def _pooled(node: ir.Node) -> ir.Shape | None:
+    source, window = node.inputs[0], node.attributes.get_ints("kernel_shape")
+    if source is None or source.shape is None or window is None or len(source.shape) != len(window) + 2:
+        return None
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    count = len(window)
+    strides, dilations = (node.attributes.get_ints(name) or [1] * count for name in ("strides", "dilations"))
+    pads = node.attributes.get_ints("pads") or [0] * (2 * count)
+    dims: list[int | ir.SymbolicDim] = list(source.shape[:2])
+    for k, size in enumerate(source.shape[2:]):
+        if not isinstance(size, int):
+            return None
+        spare = size + pads[k] + pads[count + k] - (window[k] - 1) * dilations[k] - 1
+        windows = -(-spare // strides[k]) + 1
+        dims.append(ir.SymbolicDim(None) if (windows - 1) * strides[k] >= size + pads[k] else windows)
+    return ir.Shape(dims)
+
+
 def _refined(inferred: ir.Shape, declared: ir.Shape | None) -> ir.Shape:
     """Fill the dimensions that inference left open with what an earlier, partial inference knew."""
     if declared is None:
@@ -85,11 +107,25 @@ def _refined(inferred: ir.Shape, declared: ir.Shape | None) -> ir.Shape:
     return ir.Shape(dims)
 
 
-def refresh(graph: ir.Graph) -> None:
-    """Infer again, in order, what is still open of shapes after values before them became known."""
+def refresh(graph: ir.Graph) -> bool:
+    """Infer again, in order, what is still open of shapes after values before them became known.
+
+    Returns:
+        Whether anything became known.
+    """
+    changed = False
     for node in graph:
         if any(_is_open(output) for output in node.outputs):
+            before = [(output.shape, output.type) for output in node.outputs]
             infer_node(node)
+            changed = changed or before != [(output.shape, output.type) for output in node.outputs]
+    return changed
+
+
+def is_settled(graph: ir.Graph) -> bool:
+    """Whether all sizes are known as numbers, so that inference has nothing to add."""
+    values = (output for node in graph.all_nodes() for output in node.outputs)
+    return all(value.shape is not None and value.shape.is_static() for value in values if value.name)
 
 
 def _is_open(value: ir.Value) -> bool:

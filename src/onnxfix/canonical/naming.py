@@ -150,6 +150,8 @@ def _declare_outputs(graph: ir.Graph) -> None:
     """Outputs keep the dimensions that the lowered model declares; those it leaves open are filled in."""
     for output, (kind, shape) in zip(graph.outputs, graph.meta[DECLARED], strict=True):
         output.type = kind or output.type
+        if output.shape is not None:
+            output.shape = ir.Shape([None if is_open(dim) else dim for dim in output.shape])
         if shape is None or output.shape is None or len(shape) != len(output.shape):
             output.shape = shape or output.shape
             continue
@@ -168,15 +170,22 @@ def _forget_placeholders(value: ir.Value) -> None:
 def _in_files(graph: ir.Graph) -> dict[str, tuple[mapped.MappedFile, int, int]]:
     """Let constants that lie in mapped files be written as references; where each lies: file, offset and length."""
     places: dict[str, tuple[mapped.MappedFile, int, int]] = {}
+    spill = graph.meta.get(SPILL)
+    if not isinstance(spill, mapped.Spill):
+        return places
     for name, constant in graph.initializers.items():
         tensor = constant.const_value
-        found = mapped.mapping_of(tensor.numpy()) if isinstance(tensor, ir.Tensor) and SPILL in graph.meta else None
-        if tensor is not None and found is not None:
-            file, offset = found
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        content = spill.keep(tensor.numpy())
+        spill.release()
+        found = mapped.mapping_of(content)
+        if found is not None:
+            shape = ir.Shape(content.shape)
             constant.const_value = ir.ExternalTensor(
-                file.path, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=name
+                found[0].path, found[1], content.nbytes, tensor.dtype, shape=shape, name=name
             )
-            places[name] = (file, offset, tensor.nbytes)
+            places[name] = (*found, content.nbytes)
     return places
 
 

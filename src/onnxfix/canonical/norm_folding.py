@@ -6,9 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.channels import is_made_up_zero, plain_gemm
-from onnxfix.canonical.origins import Literal
 from onnxfix.canonical.queries import dims, finite, nodes_of, reader
-from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of
+from onnxfix.canonical.rewriting import Editor, array, is_constant
 
 
 class FoldNormIntoDense(ir.passes.InPlacePass):
@@ -27,7 +26,7 @@ class FoldNormIntoDense(ir.passes.InPlacePass):
                 continue
             if not all(map(is_constant, (scale, shift))) or not finite(scale) or not finite(shift):
                 continue
-            if _is_made_up_one(scale) and is_made_up_zero(shift):
+            if np.all(array(scale) == 1) and not np.any(array(shift)):
                 continue
             kernel = dense.inputs[1]
             shape = dims(kernel) if is_constant(kernel) and dense.inputs[0] is node.outputs[0] else None
@@ -40,10 +39,6 @@ class FoldNormIntoDense(ir.passes.InPlacePass):
 
 def _has_bias(dense: ir.Node) -> bool:
     return plain_gemm(dense) and len(dense.inputs) > 2 and is_constant(dense.inputs[2])
-
-
-def _is_made_up_one(value: ir.Value) -> bool:
-    return isinstance(origin_of(value), Literal) and bool(np.all(array(value) == 1))
 
 
 def _fold(editor: Editor, norm: ir.Node, dense: ir.Node, scale: ir.Value, shift: ir.Value) -> None:

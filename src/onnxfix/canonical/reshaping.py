@@ -143,7 +143,7 @@ def _thawed(shape: list[Size], sizes: list[Size]) -> list[Size]:
     if not shape or not sizes or len(shape[0].symbols) != 1 or sizes[0].number is None:
         return sizes
     rest, others = product(shape[1:]), product(sizes[1:])
-    return [shape[0], *sizes[1:]] if rest == others else sizes
+    return [shape[0], *sizes[1:]] if rest == others and rest.factor else sizes
 
 
 def constant_target(shape: Sequence[Size], sizes: Sequence[Size]) -> list[int] | None:

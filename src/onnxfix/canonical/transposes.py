@@ -320,7 +320,7 @@ def _resize(editor: Editor, node: ir.Node, perm: Perm) -> bool:
 
 
 def _resizable(node: ir.Node, perm: Perm) -> bool:
-    """Whether runtimes interpolate along the axes where the resized ones come to be: behind, or in front of, channels."""
+    """Whether runtimes interpolate along the axes where the resized ones come to be: beside channels, either side."""
     mode, count, axes = attribute(node, "mode", "nearest"), len(perm), attribute(node, "axes")
     if mode == "nearest" or (mode == "linear" and count < 4 and not attribute(node, "antialias", 0)):
         return True
