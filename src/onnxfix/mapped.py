@@ -13,7 +13,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -207,9 +207,13 @@ class Spill:
     """A temporary file for constants that were computed, so that they need not stay in memory.
 
     It is removed when nobody holds the spill any more, or when Python ends.
+
+    Args:
+        sources: The files that the constants are computed from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Iterable[MappedFile] = ()) -> None:
+        self._sources = tuple(sources)
         self._folder = tempfile.TemporaryDirectory(prefix="onnxfix-", ignore_cleanup_errors=True)
         folder = Path(self._folder.name).resolve()
         self._path, self._state, self._end = str(folder / "constants.bin"), folder.name, 0
@@ -226,7 +230,7 @@ class Spill:
         begin = self._end
         with Path(self._path).open("ab") as file:
             for piece in streamed(value):
-                file.write(piece)
+                file.write(piece.data)
             file.write(bytes(-file.tell() % _ALIGNMENT))
             self._end = file.tell()
         return self.mapped(begin, value.nbytes).array(begin, value.dtype, value.shape)
@@ -236,6 +240,12 @@ class Spill:
         found = MappedFile.of(self._path, begin, length)
         found.state = self._state  # the file grows, but what was written stays
         return found
+
+    def release(self) -> None:
+        """Give the pages of all sources back to the system."""
+        for source in self._sources:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                source.madvise(mmap.MADV_DONTNEED)
 
     def pin(self) -> None:
         """Keep the file until Python ends: a proto that refers to it leaves our hands."""
@@ -272,6 +282,12 @@ def _copy_fields(source: Any, copy: Any, left_out: str) -> None:
 def references(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     """The initializers of the main graph that are kept outside the proto."""
     return (tensor for tensor in proto.graph.initializer if is_external(tensor))
+
+
+def files(values: Iterable[np.ndarray]) -> tuple[MappedFile, ...]:
+    """The mapped files that arrays are views of."""
+    found = {id(file): file for file in map(_owner, values) if file is not None}
+    return tuple(found.values())
 
 
 def holders(proto: onnx.ModelProto) -> tuple[object, ...]:

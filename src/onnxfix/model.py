@@ -36,7 +36,14 @@ class TensorSpec:
 
     @classmethod
     def of(cls, info: onnx.ValueInfoProto) -> TensorSpec:
-        """Read a spec from a graph input or output."""
+        """Read a spec from a graph input or output.
+
+        Raises:
+            LoadError: it is no tensor (but a sequence, an optional, a map), or its element type is unknown.
+        """
+        if info.type.tensor_type.elem_type not in onnx.helper.get_all_tensor_dtypes():
+            kind = info.type.WhichOneof("value") or "type that is not given"
+            raise LoadError(f"{info.name} is a {kind.removesuffix('_type')}: only tensors can be fed and compared.")
         tensor = info.type.tensor_type
         shape: tuple[int | str | None, ...] | None = None
         if tensor.HasField("shape"):

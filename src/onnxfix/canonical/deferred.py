@@ -53,7 +53,11 @@ class Deferred(ir.LazyTensor):
 
     def numpy(self) -> Array:
         """The content in C order."""
-        return _in_order(self.strided())
+        content = self.strided()
+        ordered = _in_order(content)
+        if ordered is not content:
+            release(content)
+        return ordered
 
 
 def _in_order(content: Array) -> Array:
@@ -91,7 +95,11 @@ def deferred(op: str, operands: Sequence[ir.TensorProtocol | None], attributes: 
         return None
 
     def make() -> Array:
-        return apply(op, [strided(tensor) for tensor in tensors], attributes, ordered=False)[0]
+        contents = [strided(tensor) for tensor in tensors]
+        result = apply(op, contents, attributes, ordered=False)[0]
+        for content in contents:
+            release(content)
+        return result
 
     return Deferred(make, tensors[0].dtype, shape, None)
 

@@ -44,7 +44,7 @@ from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
-from onnxfix.canonical.rewriting import SPILL, array
+from onnxfix.canonical.rewriting import SPILL
 from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
@@ -185,8 +185,7 @@ def _settle(model: ir.Model) -> None:
 def _modifies(step: ir.passes.InPlacePass, model: ir.Model) -> bool:
     modified = step(model).modified
     if SPILL in model.graph.meta:
-        for value in model.graph.initializers.values():
-            mapped.release(array(value))
+        model.graph.meta[SPILL].release()
     return modified
 
 
@@ -220,8 +219,17 @@ def canonicalize(model: onnx.ModelProto | ir.Model | Model | str | Path) -> onnx
     from onnxfix.model import Model, load  # it imports this package
 
     if isinstance(model, onnx.ModelProto):
-        return normal_form(from_proto(model)).pinned()
+        return normal_form(_consistent(from_proto(model))).pinned()
     if isinstance(model, ir.Model):
-        return ir.serde.deserialize_model(normal_form(from_ir(model)).pinned())
+        return ir.serde.deserialize_model(normal_form(_consistent(from_ir(model))).pinned())
     model = load(model)
+    _consistent(model.proto)
     return Model(proto=model.canonical, native=model.canonical, held=mapped.holders(model.canonical))
+
+
+def _consistent(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself; a rewrite could turn one that contradicts itself into one that runs."""
+    from onnxfix.frameworks.onnx_judgement import refuse_contradictions
+
+    refuse_contradictions(proto, "the model")
+    return proto

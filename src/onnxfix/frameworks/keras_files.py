@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ _BASE_KEYS = frozenset({
     "name", "trainable", "dtype", "autocast", "activity_regularizer", "batch_shape", "batch_input_shape",
     "input_shape", "input_dim", "weights",
 })
+
+# What h5py and zipfile raise of files whose parts do not fit together.
+_DAMAGE = (OSError, KeyError, ValueError, RuntimeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def load_file(path: Path) -> Any:
@@ -53,7 +57,10 @@ def load_file(path: Path) -> Any:
         refusal = None
     with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
         mended = Path(folder) / f"model{wanted}"
-        _write_with_config(path, mended, _modern(config), kind)
+        try:
+            _write_with_config(path, mended, _modern(config), kind)
+        except _DAMAGE as error:
+            raise LoadError(f"{path} is damaged or cut short: {first_line(error)}.") from error
         try:
             return _keras_load(mended)
         except Exception as error:  # see above

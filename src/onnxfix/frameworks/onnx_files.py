@@ -104,7 +104,7 @@ def _append(file: BinaryIO, tensor: TensorProto, source: TensorProto, location: 
     offset = file.tell()
     if mapped.is_external(source):
         for piece in mapped.streamed(mapped.to_array(source)):
-            file.write(piece)
+            file.write(piece.data)
     else:
         file.write(source.raw_data)
     tensor.data_location = TensorProto.EXTERNAL

@@ -26,7 +26,7 @@ def from_proto(proto: onnx.ModelProto) -> onnx.ModelProto:
         LoadError: it is no valid model, or its external data were not loaded.
     """
     if not proto.HasField("graph"):
-        raise LoadError("The ModelProto holds no graph: load it from a file, or build it with onnx.helper.make_model.")
+        raise LoadError("the ModelProto holds no graph: load it from a file, or build it with onnx.helper.make_model.")
     for tensor in tensors_of(proto):
         if mapped.is_reference(tensor):
             continue
@@ -36,7 +36,7 @@ def from_proto(proto: onnx.ModelProto) -> onnx.ModelProto:
                 "give the path of the .onnx file, or load the proto with its external data."
             )
         check_tensor(tensor, "the ModelProto")
-    return sound(proto, "The ModelProto")
+    return sound(proto, "the ModelProto")
 
 
 def from_ir(model: ir.Model) -> onnx.ModelProto:
@@ -52,17 +52,17 @@ def from_ir(model: ir.Model) -> onnx.ModelProto:
     try:
         if sum(tensor.nbytes for tensor in outside.values()) <= mapped.MAPPED_FROM:
             proto: onnx.ModelProto = onnx_ir.to_proto(onnx_ir.external_data.load_to_model(model.clone()))
-            return sound(proto, "The onnx_ir.Model")
+            return sound(proto, "the onnx_ir.Model")
         proto = onnx_ir.to_proto(model)
     except (OSError, ValueError, TypeError, onnx_ir.serde.SerdeError) as error:
-        raise LoadError(f"The onnx_ir.Model cannot be written as a ModelProto: {_innermost(error)}.") from error
+        raise LoadError(f"the onnx_ir.Model cannot be written as a ModelProto: {_innermost(error)}.") from error
     for tensor in proto.graph.initializer:
         source = outside.get(tensor.name)
         if source is not None:
             path = Path(source.base_dir or ".") / "model.onnx"
             file, offset = external_file(tensor, path) if source.base_dir else (Path(source.path), source.offset or 0)
             mapped.refer(tensor, mapped.opened(file), offset, mapped.byte_size(tensor))
-    return sound(proto, "The onnx_ir.Model")
+    return sound(proto, "the onnx_ir.Model")
 
 
 def _innermost(error: BaseException) -> str:

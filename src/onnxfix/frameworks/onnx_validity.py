@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
 
-from onnxfix import mapped
 from onnxfix.errors import LoadError
+from onnxfix.frameworks.onnx_judgement import STANDARD, ask_checker, called, has_op, version_of
 
+# The oldest opset whose ops onnxruntime runs.
+_OLDEST = 7
 # Control flow inside control flow: protobuf itself reads no more than about thirty levels.
-_DEPTH = 24
+_DEPTH = 32
 # Sparse initializers are spelled out up to this size (bytes).
 _DENSE_LIMIT = 2**30
 
@@ -38,10 +39,11 @@ def sound(proto: onnx.ModelProto, what: str) -> onnx.ModelProto:
     if proto.graph.sparse_initializer:
         proto = _spelled_out(proto, what)
     _check_names(proto.graph, what)
+    _check_age(proto, what)
     order = _order(proto.graph, what)
     if order != list(range(len(proto.graph.node))):
         proto = _reordered(proto, order)
-    _ask_checker(proto, what)
+    ask_checker(proto, what)
     return proto
 
 
@@ -83,6 +85,24 @@ def _check_depth(graph: onnx.GraphProto, what: str) -> None:
     raise LoadError(f"{what} nests control flow more than {_DEPTH} levels deep, which is not supported: flatten it.")
 
 
+def _check_age(proto: onnx.ModelProto, what: str) -> None:
+    """Refuse ops of the first opsets that meant something else then (explicit broadcasting, shapes as attributes)."""
+    version = version_of(proto)
+    changed = next((n for n in proto.graph.node if version < _OLDEST and _changed(n.op_type, version)), None)
+    if changed is not None and changed.domain in STANDARD:
+        raise LoadError(
+            f"{what} uses an op of opset {version} that onnxruntime does not run, {called(changed)}: "
+            "convert it with onnx.version_converter.convert_version(model, 13)."
+        )
+
+
+def _changed(op: str, version: int) -> bool:
+    if not (has_op(op, version) and has_op(op, _OLDEST)):
+        return False
+    then, now = (onnx.defs.get_schema(op, v).since_version for v in (version, _OLDEST))
+    return bool(then != now)
+
+
 def _check_names(graph: onnx.GraphProto, what: str) -> None:
     inputs, constants = [i.name for i in graph.input], [t.name for t in graph.initializer]
     made = [name for node in graph.node for name in node.output if name]
@@ -92,6 +112,28 @@ def _check_names(graph: onnx.GraphProto, what: str) -> None:
     _refuse_repeated(made, "two nodes that both produce", what)
     given = dict.fromkeys((*inputs, *constants))
     _refuse_repeated([*given, *made], "a node that produces anew the input or constant", what)
+    _check_defaults(graph, what)
+
+
+def _check_defaults(graph: onnx.GraphProto, what: str) -> None:
+    """Initializers that are inputs too are those inputs' defaults, and must be of their type and shape."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for info in graph.input:
+        tensor = constants.get(info.name)
+        kind = info.type.tensor_type
+        if tensor is None:
+            continue
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+        if kind.elem_type == tensor.data_type and (not kind.HasField("shape") or _agree(dims, tensor.dims)):
+            continue
+        raise LoadError(
+            f"{what} declares input {info.name} with another type or shape than its initializer, {list(tensor.dims)}: "
+            "export it again."
+        )
+
+
+def _agree(declared: Sequence[int | None], dims: Sequence[int]) -> bool:
+    return len(declared) == len(dims) and all(a in (None, b) for a, b in zip(declared, dims, strict=True))
 
 
 def _refuse_unnamed(names: Iterable[str], kind: str, what: str) -> None:
@@ -114,7 +156,7 @@ def _order(graph: onnx.GraphProto, what: str) -> list[int]:
         missing = next((name for name, source in wanted if source is None), None)
         if missing is not None:
             raise LoadError(
-                f"{what} is not a valid ONNX model: node {_called(graph.node[k])} reads {missing}, which nothing "
+                f"{what} is not a valid ONNX model: node {called(graph.node[k])} reads {missing}, which nothing "
                 "produces: export it again."
             )
     dangling = next((o.name for o in graph.output if o.name not in maker and o.name not in given), None)
@@ -141,14 +183,10 @@ def _sorted(graph: onnx.GraphProto, sources: list[set[int]], what: str) -> list[
     if len(order) < len(sources):
         stuck = next(k for k, count in enumerate(left) if count)
         raise LoadError(
-            f"{what} is not a valid ONNX model: its nodes form a cycle near node {_called(graph.node[stuck])}: "
+            f"{what} is not a valid ONNX model: its nodes form a cycle near node {called(graph.node[stuck])}: "
             "export it again."
         )
     return order
-
-
-def _called(node: onnx.NodeProto) -> str:
-    return f"{node.name} ({node.op_type})" if node.name else f"{node.op_type} that makes {', '.join(node.output)}"
 
 
 def _read(node: onnx.NodeProto) -> list[str]:
@@ -201,46 +239,3 @@ def _dense(sparse: onnx.SparseTensorProto, what: str) -> onnx.TensorProto:
             f"the sparse initializer {name} of {what} is damaged ({error}): export the model again."
         ) from error
     return onnx.numpy_helper.from_array(result, name)
-
-
-def _ask_checker(proto: onnx.ModelProto, what: str) -> None:
-    """Let onnx check ops and attributes, on a copy with constants as inputs: their data were checked before."""
-    copy = mapped.skeleton(proto, lambda tensor: True)
-    known = {i.name for i in copy.graph.input}
-    for tensor in copy.graph.initializer:
-        if tensor.name not in known:
-            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    del copy.graph.initializer[:]
-    try:
-        onnx.checker.check_model(copy)
-    except onnx.checker.ValidationError as error:
-        raise LoadError(_unknown_op(proto, what) or f"{what} is not a valid ONNX model: {_reason(error)}.") from error
-    except (ValueError, RuntimeError) as error:  # what protobuf and the C++ side say of damaged text
-        raise LoadError(f"{what} is not a valid ONNX model: it cannot be written as one, {_reason(error)}.") from error
-
-
-def _unknown_op(proto: onnx.ModelProto, what: str) -> str | None:
-    """The sentence for an op that the standard domain does not have; None where there is none."""
-    version = next((e.version for e in proto.opset_import if e.domain in ("", "ai.onnx")), 1)
-    own = {(f.domain, f.name) for f in proto.functions}
-    for node in proto.graph.node:
-        if node.domain in ("", "ai.onnx") and ("", node.op_type) not in own and not _has_op(node.op_type, version):
-            return (
-                f"{what} is not a valid ONNX model: opset {version} has no op {node.op_type} (node {_called(node)}): "
-                "put custom ops in a domain of their own, or export with another opset."
-            )
-    return None
-
-
-@cache
-def _has_op(op: str, version: int) -> bool:
-    try:
-        return not onnx.defs.get_schema(op, version).deprecated
-    except onnx.defs.SchemaError:
-        return False
-
-
-def _reason(error: Exception) -> str:
-    """The checker's first sentence, without its C++ source context."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else "the checker refuses it"

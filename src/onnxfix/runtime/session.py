@@ -15,6 +15,7 @@ from google.protobuf.message import EncodeError
 
 from onnxfix import mapped
 from onnxfix.errors import InputError, RuntimeFailure
+from onnxfix.runtime.operators import unknown_ops
 
 
 class Session:
@@ -38,7 +39,7 @@ class Session:
         try:
             self._session, self._lent = _open(proto, options)
         except Exception as error:  # onnxruntime raises a family of pybind exceptions with no common base of its own
-            raise RuntimeFailure(f"onnxruntime refuses the model: {_first_line(error)}") from error
+            raise RuntimeFailure(_unknown(proto) or f"onnxruntime refuses the model: {_first_line(error)}") from error
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
@@ -64,6 +65,14 @@ class Session:
         return dict(zip(wanted, values, strict=True))
 
 
+def _unknown(proto: onnx.ModelProto) -> str | None:
+    """The sentence for a model with an op that onnxruntime does not know; None for any other."""
+    op, node = next(iter(unknown_ops(proto).items()), (None, ""))
+    if op is None:
+        return None
+    return f"onnxruntime does not know the op {op} (node {node}), so the model cannot run: replace it by standard ops."
+
+
 def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """A session, and the values that it was lent, which must be held as long as it."""
     lent: list[ort.OrtValue] = []
@@ -85,6 +94,7 @@ def _lending(proto: onnx.ModelProto, options: ort.SessionOptions) -> tuple[onnx.
             tensor.external_data.add(key="location", value="lent")
     values = [_ort_value(array, kind) for array, kind in arrays.values()]
     options.add_external_initializers(list(arrays), values)
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packing would copy them all
     return copy, values
 
 
