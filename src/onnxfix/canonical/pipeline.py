@@ -23,6 +23,7 @@ from onnxfix.canonical.clipping import SpellClips
 from onnxfix.canonical.concats import FlattenConcats
 from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
+from onnxfix.canonical.directions import SpellDirections
 from onnxfix.canonical.einsum import SpellEinsum
 from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.gathers import SpellGathers
@@ -30,6 +31,8 @@ from onnxfix.canonical.guard import check_values
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
 from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import LoweredParameters, ingest
+from onnxfix.canonical.invariants import LiftInvariants
+from onnxfix.canonical.loops import RecognizeLoops
 from onnxfix.canonical.masks import SpellMasks
 from onnxfix.canonical.naming import emit
 from onnxfix.canonical.norm_folding import FoldNormIntoDense
@@ -44,14 +47,17 @@ from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
+from onnxfix.canonical.reversals import SpellReversals
 from onnxfix.canonical.rewriting import SPILL
 from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
 from onnxfix.canonical.sinking_blocks import SinkThroughBlocks
 from onnxfix.canonical.slices import SpellSlices
+from onnxfix.canonical.stacks import SpellStacks
 from onnxfix.canonical.transposes import PushTransposes
 from onnxfix.canonical.unit_axes import PlaceUnitAxes
+from onnxfix.canonical.unrolled import RollSteps
 from onnxfix.errors import CanonicalizationError
 from onnxfix.frameworks import Feeds
 
@@ -91,6 +97,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
     """The passes of one round, in order."""
     return (
         CleanBodies(),
+        LiftInvariants(),
         SpellCasts(),
         FoldConstants(),
         FoldShapes(),
@@ -98,6 +105,8 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellReshapes(),
         SpellGathers(),
         SpellSlices(),
+        RecognizeLoops(),
+        RollSteps(),
         SpellReductions(),
         SpellBroadcasts(),
         ExplicitAttributes(),
@@ -109,7 +118,10 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         RecognizeLayerNorm(),
         SplitBatchNorm(),
         SpellMasks(),
+        SpellReversals(),
+        SpellDirections(),
         SpellRecurrent(),
+        SpellStacks(),
         SpellEinsum(),
         PushTransposes(),
         PlaceUnitAxes(),

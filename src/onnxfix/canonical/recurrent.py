@@ -35,7 +35,7 @@ class SpellRecurrent(ir.passes.InPlacePass):
 
 def _defaults(editor: Editor, node: ir.Node) -> None:
     for slot in _STATES:
-        if len(node.inputs) > slot and node.inputs[slot] is not None and _is_zero(node.inputs[slot]):
+        if len(node.inputs) > slot and node.inputs[slot] is not None and is_zero(node.inputs[slot]):
             node.replace_input_with(slot, None)
             editor.modified = True
     lengths = array(node.inputs[_LENGTHS]) if len(node.inputs) > _LENGTHS else None
@@ -49,7 +49,7 @@ def _defaults(editor: Editor, node: ir.Node) -> None:
         editor.modified = True
 
 
-def _is_zero(value: ir.Value | None) -> bool:
+def is_zero(value: ir.Value | None) -> bool:
     """Whether a value is made of zeros, whatever its size."""
     content = array(value)
     if content is not None:
@@ -58,9 +58,9 @@ def _is_zero(value: ir.Value | None) -> bool:
     if node is None:
         return False
     if node.op_type == "Concat":
-        return all(_is_zero(part) for part in node.inputs)
+        return all(is_zero(part) for part in node.inputs)
     if node.op_type in _MOVING:
-        return _is_zero(node.inputs[0])
+        return is_zero(node.inputs[0])
     fill = attribute(node, "value")
     return fill is None or not fill.numpy().any()
 

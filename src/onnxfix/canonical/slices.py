@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxfix.canonical.queries import dims, nodes_of, producer, rank
 from onnxfix.canonical.rewriting import Editor, array
 
-_END = np.iinfo(np.int64).max
+# An end that is the end of the axis, whatever its size.
+END = np.iinfo(np.int64).max
 
 
 class SpellSlices(ir.passes.InPlacePass):
@@ -57,7 +58,7 @@ def _split(editor: Editor, node: ir.Node) -> None:
     ends = np.cumsum(sizes)
     for output, end, size in zip(node.outputs, ends, sizes, strict=True):
         if output.uses() or output.is_graph_output():
-            stop = _END if output is node.outputs[-1] else int(end)
+            stop = END if output is node.outputs[-1] else int(end)
             piece = _write(editor, node, node.inputs[0], [(axis, int(end) - size, stop, 1)], [node])
             editor.replace(output, piece)
     editor.remove([node])
@@ -97,7 +98,7 @@ def _element(editor: Editor, node: ir.Node) -> None:
     editor.remove([node, made])
 
 
-def _pieces(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
+def pieces_of(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
     """(axis, start, end, step) of a Slice with constant operands, as far from the front as static sizes allow."""
     size, shape = rank(node.inputs[0]), dims(node.inputs[0])
     columns = [array(v) for v in node.inputs[1:]]
@@ -120,7 +121,7 @@ def _bounds(start: int, end: int, step: int, total: int | None) -> tuple[int, in
     if step < 0:
         return start, end  # an end before the first element has no spelling from the front
     if total is None:
-        return start, min(end, _END) if end < np.iinfo(np.int32).max else _END
+        return start, min(end, END) if end < np.iinfo(np.int32).max else END
     return _spelled(range(total)[start:end:step], total)
 
 
@@ -128,7 +129,7 @@ def _spelled(taken: range, total: int) -> tuple[int, int]:
     """Start and end of the elements taken, front to back."""
     if len(taken) == 0:
         return 0, 0
-    return taken[0], _END if taken[-1] + taken.step >= total else taken[-1] + 1
+    return taken[0], END if taken[-1] + taken.step >= total else taken[-1] + 1
 
 
 def _composed(
@@ -151,11 +152,11 @@ def _composed(
 
 
 def _slice(editor: Editor, node: ir.Node) -> None:
-    pieces = _pieces(node)
+    pieces = pieces_of(node)
     if pieces is None or len({p[0] for p in pieces}) != len(pieces):
         return
     inner = producer(node.inputs[0], "Slice")
-    before = _pieces(inner) if inner is not None else None
+    before = pieces_of(inner) if inner is not None else None
     if inner is not None and before is not None and len({p[0] for p in before}) == len(before):
         together = _composed(before, pieces, dims(inner.inputs[0]) or ())
         if together is not None:
@@ -163,7 +164,7 @@ def _slice(editor: Editor, node: ir.Node) -> None:
             editor.replace(node.outputs[0], merged)
             editor.remove([node, inner])
             return
-    whole = [piece for piece in pieces if piece[1:] == (0, _END, 1)]
+    whole = [piece for piece in pieces if piece[1:] == (0, END, 1)]
     pieces = [piece for piece in pieces if piece not in whole]
     if not pieces and node.inputs[0] is not None:
         return  # takes all: it is removed elsewhere
