@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxfix.canonical.origins import Origin, evaluate, invert, parameters_of
 from onnxfix.diagnose.differences import close
-from onnxfix.diagnose.storage import slack, widened
+from onnxfix.diagnose.storage import slack, widened, widenings
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 
@@ -163,7 +163,12 @@ def _parameters(target: Model, constant: WrongConstant) -> list[str]:
     origin = form.origins.get(constant.name)
     names = () if origin is None else parameters_of(origin)
     stored = set() if origin is None else set(widened(origin))
-    return [n for n in names if n in form.parameters and (form.parameters[n].dtype.kind == "f" or n in stored)]
+    # A scale of as many elements as there are numbers explains whatever these are.
+    scales = {widening.scale for widening in widenings(origin, form.parameters)}
+    return [
+        n for n in names
+        if n in form.parameters and n not in scales and (form.parameters[n].dtype.kind == "f" or n in stored)
+    ]
 
 
 def _suspects(source: Model, target: Model, constant: WrongConstant) -> list[str]:

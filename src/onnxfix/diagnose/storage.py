@@ -7,6 +7,7 @@ off the file: the types behind a region's constants, and the quantizing nodes in
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ def _moved(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         steps = np.where(values == info.max, -1, np.where(values == info.min, 1, steps))
         return np.asarray(values + steps.astype(values.dtype), values.dtype)
     with np.errstate(all="ignore"):
-        return np.asarray(np.nextafter(values, np.where(up, np.inf, -np.inf).astype(values.dtype)))
+        moved = np.nextafter(values, np.where(up, np.inf, -np.inf).astype(values.dtype))
+        return np.asarray(np.where(np.isfinite(moved.astype(np.float64)), moved, values))
 
 
 def _cost(dtype: np.dtype[Any]) -> float:
@@ -128,3 +130,42 @@ def widened(origin: Origin | None) -> Iterator[str]:
         if isinstance(operand, Parameter) and origin.op in ("Cast", "DequantizeLinear"):
             yield operand.name
         yield from widened(operand)
+
+
+@dataclass(frozen=True)
+class Widening:
+    """``(cast(q) - cast(z)) * s`` in an expression; names of the three, "" where there is no zero point."""
+
+    stored: str
+    scale: str
+    zero: str
+
+
+def widenings(origin: Origin | None, parameters: Mapping[str, np.ndarray]) -> Iterator[Widening]:
+    """The stored integers in an expression, each with its scale and zero point.
+
+    Args:
+        origin: The expression.
+        parameters: Lowered parameter name -> value.
+    """
+    if not isinstance(origin, Apply):
+        return
+    if origin.op == "Mul":
+        wide: Origin | None = origin.operands[0]
+        scale = origin.operands[1]
+        offset: Origin | None = None
+        if isinstance(wide, Apply) and wide.op == "Sub":
+            offset = wide.operands[1]
+            wide = wide.operands[0]
+        if isinstance(wide, Apply) and wide.op == "Cast" and isinstance(wide.operands[0], Parameter):
+            stored = wide.operands[0].name
+            scales = [n for n in _behind(scale, parameters) if parameters[n].dtype.kind == "f"]
+            zeros = [n for n in _behind(offset, parameters) if parameters[n].dtype == parameters[stored].dtype]
+            if len(scales) == 1 and len(zeros) <= 1 and parameters[stored].dtype.kind in "iu":
+                yield Widening(stored, scales[0], zeros[0] if zeros else "")
+    for operand in origin.operands:
+        yield from widenings(operand, parameters)
+
+
+def _behind(origin: Origin | None, parameters: Mapping[str, np.ndarray]) -> list[str]:
+    return [] if origin is None else [n for n in parameters_of(origin) if n in parameters]
