@@ -32,7 +32,7 @@ def without_compensations(
         is_innocent: Judges a region on a chunk of data.
     """
     dropped: set[Finding] = set()
-    for cluster in _clusters(alignment, findings):
+    for cluster in clusters(alignment, findings):
         for run in _runs(alignment, cluster):
             if not dropped.isdisjoint(run):
                 continue
@@ -47,28 +47,28 @@ def _runs(alignment: Alignment, cluster: list[Finding]) -> list[list[Finding]]:
     if len(cluster) > SEARCHED:
         return [cluster]
     order = alignment.target.order
-    place = {f: min((order[n] for n in _touched(alignment, f.region)[0]), default=0) for f in cluster}
+    place = {f: min((order[n] for n in touched(alignment, f.region)[0]), default=0) for f in cluster}
     line = sorted(cluster, key=place.__getitem__)
     parts = [line[k : k + size] for size in range(2, len(line)) for k in range(len(line) - size + 1)]
     return [line, *parts]
 
 
-def _clusters(alignment: Alignment, findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Findings near each other, along the edges of either graph."""
+def clusters(alignment: Alignment, findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings near each other, along the edges of either graph; none of one alone."""
     import networkx as nx
 
     near = nx.Graph()
     near.add_nodes_from(findings)
     sides = (
-        (alignment.target.digraph.to_undirected(as_view=True), [_touched(alignment, f.region)[0] for f in findings]),
-        (alignment.source.digraph.to_undirected(as_view=True), [_touched(alignment, f.region)[1] for f in findings]),
+        (alignment.target.digraph.to_undirected(as_view=True), [touched(alignment, f.region)[0] for f in findings]),
+        (alignment.source.digraph.to_undirected(as_view=True), [touched(alignment, f.region)[1] for f in findings]),
     )
-    for graph, touched in sides:
+    for graph, places in sides:
         at: dict[str, list[Finding]] = {}
-        for finding, nodes in zip(findings, touched, strict=True):
+        for finding, nodes in zip(findings, places, strict=True):
             for node in nodes:
                 at.setdefault(node, []).append(finding)
-        for finding, nodes in zip(findings, touched, strict=True):
+        for finding, nodes in zip(findings, places, strict=True):
             for node in nodes:
                 reached = nx.single_source_shortest_path_length(graph, node, cutoff=REACH)
                 near.add_edges_from((finding, other) for n in reached for other in at.get(n, ()) if other != finding)
@@ -76,7 +76,7 @@ def _clusters(alignment: Alignment, findings: Sequence[Finding]) -> list[list[Fi
     return [sorted(c, key=order.__getitem__) for c in nx.connected_components(near) if len(c) > 1]
 
 
-def _touched(alignment: Alignment, region: Region) -> tuple[set[str], set[str]]:
+def touched(alignment: Alignment, region: Region) -> tuple[set[str], set[str]]:
     """Target and source nodes of a region and of what reads it."""
     theirs, ours = set(region.target_nodes), set(region.source_nodes)
     readers = {place.node for places in region.readers for place in places if place.node}
@@ -90,13 +90,13 @@ def joined(alignment: Alignment, parts: Iterable[Region]) -> Region | None:
     theirs: set[str] = set()
     ours: set[str] = set()
     for part in parts:
-        touched = _touched(alignment, part)
-        theirs |= touched[0]
-        ours |= touched[1]
+        near = touched(alignment, part)
+        theirs |= near[0]
+        ours |= near[1]
     partners = {s: t for t, s in alignment.nodes.items()}
     while True:
         size = len(theirs), len(ours)
-        theirs, ours = _between(alignment.target, theirs), _between(alignment.source, ours)
+        theirs, ours = between(alignment.target, theirs), between(alignment.source, ours)
         theirs |= {partners[s] for s in ours if s in partners}
         ours |= {alignment.nodes[t] for t in theirs if t in alignment.nodes}
         if (len(theirs), len(ours)) == size:
@@ -106,7 +106,7 @@ def joined(alignment: Alignment, parts: Iterable[Region]) -> Region | None:
     return _bounded(alignment, theirs, ours)
 
 
-def _between(view: GraphView, nodes: set[str]) -> set[str]:
+def between(view: GraphView, nodes: set[str]) -> set[str]:
     """The nodes and all on a path from one of them to another."""
     import networkx as nx
 

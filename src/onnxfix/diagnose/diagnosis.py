@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from onnxfix.diagnose.boundary import bound, compared, settle
 from onnxfix.diagnose.cause import Cause
-from onnxfix.diagnose.examination import Examination, Progress, examine
+from onnxfix.diagnose.examination import Examination, Progress
 from onnxfix.diagnose.fault import Diagnosis, Fault
 from onnxfix.diagnose.faults import causes
+from onnxfix.diagnose.inquiry import Inquiry, inquire
+from onnxfix.diagnose.mode import switched
+from onnxfix.diagnose.quantized import activation_spans, is_quantized, quantizes, straightened, wrong_quantizers
 from onnxfix.diagnose.runtime import runtime_notes
 from onnxfix.inputs import Inputs
-from onnxfix.model import load
+from onnxfix.model import Model, load
 
 
 def diagnose(
@@ -58,19 +62,54 @@ def diagnose(
         ()
     """
     ours, theirs = load(source), load(target)
-    inputs = Inputs.of(data, limit=limit, batch_size=batch_size).bind(ours, theirs)
-    examination = examine(ours, theirs, inputs, rtol=rtol, atol=atol, progress=progress)
-    return concluded(examination, causes(examination), inputs)
+    given = bound(Inputs.of(data, limit=limit, batch_size=batch_size), ours, theirs)
+    if not is_quantized(theirs) or quantizes(ours):
+        mode = switched(ours, theirs, given)
+        found = _diagnosed(ours, mode.model, given, rtol, atol, progress)
+        if not mode.patches:
+            return found
+        comparison = compared(ours, theirs, given, rtol=rtol, atol=atol)
+        return replace(found, faults=(*mode.faults, *found.faults), comparison=comparison)
+    straight = straightened(theirs)
+    inner = _diagnosed(ours, straight.model, given, rtol, atol, progress)
+    spans = activation_spans(ours, theirs, straight, straight.model.proto, given)
+    wrong = wrong_quantizers(theirs, straight.quantizers, spans)
+    faults = sorted((*inner.faults, *(w.fault for w in wrong)), key=lambda fault: -min(fault.local_error, 1e30))
+    comparison = compared(ours, theirs, given, rtol=rtol, atol=atol)
+    return replace(inner, faults=tuple(faults), comparison=comparison)
 
 
-def concluded(examination: Examination, found: tuple[Cause, ...], data: Inputs) -> Diagnosis:
-    """The diagnosis that an examination comes to."""
+def _diagnosed(
+    ours: Model, theirs: Model, given: Inputs, rtol: float, atol: float, progress: Progress | None
+) -> Diagnosis:
+    """Everything after loading, for a target that is compared as it is."""
+    boundary = settle(ours, theirs, given)
+    inputs = given.bind(ours, boundary.target)
+    inquiry = inquire(ours, boundary.target, inputs, rtol=rtol, atol=atol, progress=progress)
+    found = concluded(inquiry, inputs)
+    if not boundary.changes:
+        return found
+    return boundary.with_faults(found, compared(ours, theirs, given, rtol=rtol, atol=atol))
+
+
+def concluded(inquiry: Inquiry, data: Inputs) -> Diagnosis:
+    """The diagnosis that an inquiry comes to."""
+    examination = inquiry.examination
     return Diagnosis(
-        faults=_distinct(found),
-        aligned=float(np.round(examination.alignment.fraction, 6)),
-        comparison=examination.comparison,
+        faults=(*inquiry.faults, *_distinct(inquiry.causes)),
+        aligned=float(np.round(inquiry.aligned, 6)),
+        comparison=inquiry.before,
         notes=(*examination.notes, *runtime_notes(examination.target, data)),
+        risks=_risks(examination),
     )
+
+
+def _risks(examination: Examination) -> tuple[Fault, ...]:
+    """What would be faults on other data."""
+    if not examination.hidden:
+        return ()
+    found = _distinct(causes(replace(examination, findings=examination.hidden)))
+    return tuple(replace(f, message=f"{f.message[:-1]}, which has no effect on these data.") for f in found)
 
 
 def _distinct(found: tuple[Cause, ...]) -> tuple[Fault, ...]:

@@ -10,20 +10,24 @@ import numpy as np
 import onnx
 
 from onnxfix.compare import Accumulator, Comparison
+from onnxfix.diagnose.boundary import bound, compared, settle
 from onnxfix.diagnose.diagnosis import concluded
-from onnxfix.diagnose.examination import Examination, Progress, examine, in_chunks
-from onnxfix.diagnose.faults import causes
+from onnxfix.diagnose.examination import Examination, Progress, in_chunks
+from onnxfix.diagnose.inquiry import inquire
 from onnxfix.diagnose.judging import evaluate_corrected
+from onnxfix.diagnose.mode import switched
 from onnxfix.diagnose.noise import is_guilty
+from onnxfix.diagnose.quantized import is_quantized, quantizes, straightened
 from onnxfix.errors import OnnxFixError
 from onnxfix.frameworks import Framework, adapter
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
+from onnxfix.repair.quantized import QuantizedRepair
 from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import Patch, SetParameter
+from onnxfix.surgeon.patch import Patch, SetAttribute, SetParameter
 
 
 class Tolerances(TypedDict):
@@ -78,30 +82,74 @@ def repair(
         >>> fix.save("fixed.tflite")                                          # doctest: +SKIP
     """
     ours, theirs = load(source), load(target)
-    inputs = Inputs.of(data, limit=limit, batch_size=batch_size).bind(ours, theirs)
+    inputs = bound(Inputs.of(data, limit=limit, batch_size=batch_size), ours, theirs)
     if holdout is None:
         work, held = inputs.split(HOLDOUT, seed=seed)
         note = held.note
     else:
-        work, held = inputs, Inputs.of(holdout, batch_size=batch_size).bind(ours, theirs)
+        work, held = inputs, bound(Inputs.of(holdout, batch_size=batch_size), ours, theirs)
         note = f"{held.count} samples given by the caller"
-    examination = examine(ours, theirs, work, rtol=rtol, atol=atol, progress=progress)
-    found = causes(examination)
-    model, canonical, patches, left = _treated(examination, remedies(examination, found))
+    tolerances: Tolerances = {"rtol": rtol, "atol": atol}
+    if is_quantized(theirs) and not quantizes(ours):
+        return _quantized(ours, theirs, work, held, note, tolerances, progress)
+    mode = switched(ours, theirs, work)
+    fix = _repaired(ours, mode.model, work, held, note, tolerances, progress)
+    if not mode.patches:
+        return fix
+    before = compared(ours, theirs, work, **tolerances)
+    faults = (*mode.faults, *fix.diagnosis.faults)
+    return replace(
+        fix,
+        target=theirs,
+        patches=(*mode.patches, *fix.patches),
+        before=before,
+        diagnosis=replace(fix.diagnosis, faults=faults, comparison=before),
+    )
+
+
+def _quantized(
+    ours: Model, theirs: Model, work: Inputs, held: Inputs, note: str, tolerances: Tolerances, progress: Progress | None
+) -> Repair:
+    """A quantized target is repaired without its rounding; then the rounding itself is judged."""
+    straight = straightened(theirs)
+    inner = _repaired(ours, straight.model, work, held, note, tolerances, progress)
+    if not all(isinstance(patch, SetParameter | SetAttribute) for patch in inner.patches):
+        # Other ops than the file has: those of the source take the place of the quantized ones.
+        whole = _repaired(ours, theirs, work, held, note, tolerances, progress)
+        return replace(whole, diagnosis=replace(inner.diagnosis, comparison=whole.before))
+    task = QuantizedRepair(theirs, straight, inner, work, **tolerances)
+    wrong = task.faults()
+    patches = (*inner.patches, *(patch for w in wrong for patch in w.patches))
+    return task.finished(_patched(theirs, patches) if patches else theirs, wrong)
+
+
+def _repaired(
+    ours: Model, theirs: Model, work: Inputs, held: Inputs, note: str, tolerances: Tolerances, progress: Progress | None
+) -> Repair:
+    """Everything after loading: find, set right, prove."""
+    boundary = settle(ours, theirs, work)
+    work, held = work.bind(ours, boundary.target), held.bind(ours, boundary.target)
+    inquiry = inquire(ours, boundary.target, work, progress=progress, **tolerances)
+    examination = inquiry.examination
+    model, canonical, patches, left = _treated(examination, remedies(examination, inquiry.causes))
     if progress is not None:
         progress("verifying", 0.0)
-    tolerances: Tolerances = {"rtol": rtol, "atol": atol}
     after = _after(examination, canonical, work, tolerances) if patches else examination.comparison
     verified = _verified(ours, model, held, tolerances)
+    before, diagnosis = inquiry.before, concluded(inquiry, work)
+    if boundary.changes:
+        before = compared(ours, theirs, work, **tolerances)
+        diagnosis = boundary.with_faults(diagnosis, before)
+        left = (*(Unrepaired(c.fault, c.reason) for c in boundary.changes if c.reason), *left)
     if progress is not None:
         progress("verifying", 1.0)
     return Repair(
         model=model,
         source=ours,
         target=theirs,
-        diagnosis=concluded(examination, found, work),
-        patches=patches,
-        before=examination.comparison,
+        diagnosis=diagnosis,
+        patches=(*boundary.patches, *inquiry.edits, *patches),
+        before=before,
         after=after,
         verified=verified,
         unrepaired=left,

@@ -1,0 +1,132 @@
+"""The whole inquiry into a target: an examination, the edits that explain it better, and one more examination.
+
+Where ops too many or the wrong ones stand in the caller's graph, their traces in the normal form hide other faults and
+look like several. So the edits are made first, and what is still wrong with the edited target is the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxfix.align import Alignment
+from onnxfix.align.graph import GraphView
+from onnxfix.compare import Comparison
+from onnxfix.diagnose.cause import Cause, reported
+from onnxfix.diagnose.edits import Edit, edits
+from onnxfix.diagnose.examination import Examination, Progress, examine
+from onnxfix.diagnose.fault import Fault, FaultKind
+from onnxfix.diagnose.faults import causes
+from onnxfix.diagnose.finding import Finding
+from onnxfix.diagnose.naming import MOVERS, label, node_names
+from onnxfix.frameworks import Framework
+from onnxfix.inputs import Inputs
+from onnxfix.model import Model
+from onnxfix.surgeon.apply import apply
+from onnxfix.surgeon.patch import SetNode
+
+_CONVERSIONS = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True, eq=False)
+class Inquiry:
+    """What an inquiry found.
+
+    Attributes:
+        examination: Of the target, with the edits made.
+        causes: What is still wrong after the edits.
+        edits: The patches of the lowered graph that come first.
+        faults: The faults that these set right, one for each.
+        before: The untouched models' comparison.
+        aligned: Fraction of the untouched target's nodes that have a counterpart.
+    """
+
+    examination: Examination
+    causes: tuple[Cause, ...]
+    edits: tuple[SetNode, ...]
+    faults: tuple[Fault, ...]
+    before: Comparison
+    aligned: float
+
+
+def inquire(
+    source: Model,
+    target: Model,
+    data: Inputs,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 0.0,
+    progress: Progress | None = None,
+) -> Inquiry:
+    """Examine a pair of models, after the edits that explain most; arguments and errors as of ``examine``."""
+    first = examine(source, target, data, rtol=rtol, atol=atol, progress=progress)
+    found = causes(first)
+    plain = Inquiry(first, found, (), (), first.comparison, first.alignment.fraction)
+    doubtful = _doubtful(first, found)
+    made = edits(first.target, first.alignment, first.findings, doubtful) if doubtful else ()
+    if not made:
+        return plain
+    patches = tuple(SetNode(edit.previous, edit.value) for edit in made)
+    proto = apply(first.target.proto, patches)
+    edited = Model(
+        proto, Framework.ONNX, proto, parameters=first.target.parameters, layers=first.target.layers
+    )
+    second = examine(source, edited, data, rtol=rtol, atol=atol, progress=progress)
+    rest = causes(second)
+    if len(rest) >= len(found):
+        return plain
+    faults = tuple(_fault(source, target, first.alignment, edit) for edit in made)
+    return Inquiry(second, rest, patches, faults, first.comparison, first.alignment.fraction)
+
+
+def _doubtful(examination: Examination, found: Sequence[Cause]) -> tuple[Finding, ...]:
+    """The findings that an edit may explain: gaps, and wrong constants into which several lowered ops were folded."""
+    ops = {node.name: node.op_type for node in examination.target.proto.graph.node}
+    provenance = examination.target.normal_form.provenance
+
+    def is_doubtful(cause: Cause) -> bool:
+        region, difference = cause.finding.region, cause.difference
+        if not region.matched:
+            return True
+        if cause.patch is not None or difference is None or difference.attribute:
+            return False
+        behind = [n for n in provenance.get(region.target_nodes[0], ()) if n in ops and ops[n] not in MOVERS]
+        return len(behind) > 1
+
+    return tuple(dict.fromkeys(cause.finding for cause in found if is_doubtful(cause)))
+
+
+def _fault(source: Model, target: Model, alignment: Alignment, edit: Edit) -> Fault:
+    ops = tuple(node.op_type for name in edit.names for node in target.proto.graph.node if node.name == name)
+    names = tuple(dict.fromkeys((*edit.names, *(target.layers[n] for n in edit.names if n in target.layers))))
+    worst = max(edit.findings, key=lambda finding: finding.error.relative)
+    theirs = node_names(source, _counterparts(alignment, edit))
+    here = label(target, names)
+    expected: tuple[str, ...] = ()
+    if edit.value.op_type == "Identity":
+        message = f"{'-'.join(ops)} at {here} is not in the source."
+    elif edit.value.op_type == edit.previous.op_type:
+        message = f"{ops[0]} at {here} has its operands the other way round than in the source."
+        expected = ops
+    else:
+        message = f"{ops[0]} at {here} stands for the source's {edit.value.op_type} ({label(source, theirs)})."
+        expected = (edit.value.op_type,)
+    return reported(worst, _kind(ops, expected), names, theirs, message, expected=expected, actual=ops)
+
+
+def _kind(ops: Sequence[str], expected: Sequence[str]) -> FaultKind:
+    if expected:
+        return FaultKind.GRAPH
+    if _CONVERSIONS.intersection(ops):
+        return FaultKind.PRECISION
+    if "Dropout" in ops:
+        return FaultKind.MODE
+    return FaultKind.TENSOR_LAYOUT if set(ops) <= MOVERS else FaultKind.GRAPH
+
+
+def _counterparts(alignment: Alignment, edit: Edit) -> tuple[str, ...]:
+    """The source's nodes in the piece, those that its own op type stands for first."""
+    view: GraphView = alignment.source
+    names = dict.fromkeys(name for finding in edit.findings for name in finding.region.source_nodes)
+    like = [name for name in names if view.nodes[name].op_type == edit.value.op_type]
+    return tuple(like or names)
