@@ -9,6 +9,8 @@ import numpy as np
 
 from onnxfix.diagnose.attribution import Attribution
 from onnxfix.diagnose.differences import Difference
+from onnxfix.diagnose.evidence import Evidence
+from onnxfix.diagnose.exhibiting import exhibit
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.finding import Finding
 from onnxfix.surgeon.patch import SetAttribute
@@ -63,6 +65,7 @@ def reported(
         source_parameter=source_parameter,
         native_parameter=native_parameter,
         noise=finding.noise.relative,
+        evidence=Evidence(piece=lambda: exhibit(finding)),
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxfix.compare import Comparison
+from onnxfix.diagnose.evidence import Evidence
 
 
 class FaultKind(StrEnum):
@@ -43,6 +45,7 @@ class Fault:
         local_error: max|d| / max|source| of the region alone, fed with the source's activations.
         noise: The same number for float noise alone.
         message: One plain sentence.
+        evidence: What shows it; see :meth:`reproducer`.
     """
 
     kind: FaultKind
@@ -56,6 +59,28 @@ class Fault:
     source_parameter: str | None = None
     native_parameter: str | None = None
     noise: float = 0.0
+    evidence: Evidence = field(default_factory=Evidence, repr=False)
+
+    def reproducer(self, folder: str | Path) -> Path:
+        """Write a folder that shows the fault by itself, ready for a converter's issue tracker.
+
+        It holds the smallest ONNX that shows it (``model.onnx``; ``reference.onnx`` is what the source has there),
+        ``inputs.npz``, ``expected.npz``, ``reproduce.py``, which needs numpy and onnxruntime only and exits 1 while the
+        fault is there, and ``README.md``, the text of an issue.
+
+        Args:
+            folder: Where to write; it is made, and must be empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ExportError: the folder is not empty or cannot be written.
+            OnnxFixError: the fault was not found by a diagnosis.
+        """
+        from onnxfix.diagnose.reproducer import write_reproducer
+
+        return write_reproducer(self, Path(folder))
 
     def to_dict(self) -> dict[str, Any]:
         """The fault as plain JSON data; arrays are summarised."""
@@ -86,12 +111,15 @@ class Diagnosis:
         aligned: Fraction of the target's canonical nodes that have a counterpart in the source, 0..1.
         comparison: The whole models, compared on the data.
         notes: Findings that are no fault of the target, one sentence each (a runtime's own fault, for example).
+        risks: Differences that these data hide and others would show, such as a bound that no value reached; their
+            ``local_error`` is what values beyond the data show.
     """
 
     faults: tuple[Fault, ...]
     aligned: float
     comparison: Comparison
     notes: tuple[str, ...] = field(default=())
+    risks: tuple[Fault, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as plain JSON data."""
@@ -100,6 +128,7 @@ class Diagnosis:
             "aligned": self.aligned,
             "comparison": self.comparison.to_dict(),
             "notes": list(self.notes),
+            "risks": [risk.to_dict() for risk in self.risks],
         }
 
     def __repr__(self) -> str:

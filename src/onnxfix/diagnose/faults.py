@@ -11,7 +11,9 @@ from onnxfix.canonical.origins import evaluate, parameters_of
 from onnxfix.diagnose.attribution import agrees
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.constants import wrong_constants
+from onnxfix.diagnose.evidence import Evidence
 from onnxfix.diagnose.examination import Examination
+from onnxfix.diagnose.exhibiting import exhibit
 from onnxfix.diagnose.gaps import gap
 from onnxfix.diagnose.hyperparameters import settings
 from onnxfix.errors import CanonicalizationError
@@ -24,9 +26,17 @@ def causes(examination: Examination) -> tuple[Cause, ...]:
         if not finding.region.matched:
             found.append(gap(examination, finding))
             continue
-        found.extend(settings(examination, finding))
-        found.extend(wrong_constants(examination, finding))
+        found.extend(map(_shown_alone, (*settings(examination, finding), *wrong_constants(examination, finding))))
     return _followers_marked(examination, found)
+
+
+def _shown_alone(cause: Cause) -> Cause:
+    """Let the fault be shown without the others of its node."""
+    finding, difference = cause.finding, cause.difference
+    if difference is None or len(finding.differences) < 2:
+        return cause
+    evidence = Evidence(piece=lambda: exhibit(finding, difference))
+    return replace(cause, fault=replace(cause.fault, evidence=evidence))
 
 
 def _followers_marked(examination: Examination, found: list[Cause]) -> tuple[Cause, ...]:

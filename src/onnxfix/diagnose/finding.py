@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxfix.align import Region
+from onnxfix.align import Alignment, Region
 from onnxfix.diagnose.differences import Difference
 from onnxfix.runtime.probe import LocalError
 
@@ -36,6 +36,7 @@ class Finding:
         noise: The part of it that noise explains.
         recording: Boundary values on a chunk of the data that shows the error.
         chunk: Index of that chunk.
+        alignment: The graphs that the region is a piece of.
     """
 
     region: Region
@@ -44,3 +45,4 @@ class Finding:
     noise: LocalError
     recording: Recording
     chunk: int
+    alignment: Alignment

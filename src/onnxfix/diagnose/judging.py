@@ -86,7 +86,7 @@ class Judge:
         noise = allowed
         if len(telling) > 1:
             telling = _guilty_differences(self.alignment, suspect, telling, recording, noise)
-        return Finding(region, telling, error, noise, recording, chunk)
+        return Finding(region, telling, error, noise, recording, chunk, self.alignment)
 
     def _is_innocent(self, region: Region, chunk: int) -> bool:
         [recording] = record(self.alignment, [region], self.feed_of(chunk))

@@ -28,7 +28,7 @@ def by_module(model: Model, feeds: Feeds | None) -> bytes:
     """A PyTorch model, its batch open where the model leaves it so."""
     from onnxfix.frameworks.pytorch import positional
 
-    return _by_litert_torch(positional(model), with_open_batch(model, feeds))
+    return _by_litert_torch(positional(model), with_open_batch(model, feeds), variadic=True)
 
 
 def by_module_fixed(model: Model, feeds: Feeds | None) -> bytes:
@@ -100,8 +100,8 @@ def _by_way_of_torch(model: Model) -> bytes:
     return _by_litert_torch(converted(model.proto, "litert-torch"), model)
 
 
-def _by_litert_torch(module: Any, model: Model) -> bytes:
-    """A module by litert-torch; ``model`` says what sizes it is to take."""
+def _by_litert_torch(module: Any, model: Model, *, variadic: bool = False) -> bytes:
+    """A module by litert-torch; ``model`` says what sizes it takes, ``variadic`` that it takes them as ``*tensors``."""
     from onnxfix.frameworks.converters import has_open_batch
     from onnxfix.frameworks.export_pytorch import first_line
     from onnxfix.frameworks.torch_call import to_tensor
@@ -114,7 +114,8 @@ def _by_litert_torch(module: Any, model: Model) -> bytes:
     except ImportError as error:
         raise MissingDependencyError("litert-torch", "tflite", "writing a TFLite model") from error
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
-    shapes = tuple({0: batch} for _ in model.inputs) if has_open_batch(model) else None
+    each = tuple({0: batch} for _ in model.inputs)
+    shapes = None if not has_open_batch(model) else (each,) if variadic else each
     example = tuple(to_tensor(np.zeros(_sizes(spec), spec.dtype)) for spec in model.inputs)
     with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
         path = Path(folder) / "model.tflite"
