@@ -14,6 +14,7 @@ from onnxfix.align import Alignment, GraphView, align, regions
 from onnxfix.compare import Accumulator, Comparison
 from onnxfix.diagnose.differences import differences
 from onnxfix.diagnose.finding import Finding
+from onnxfix.diagnose.hidden import hidden_findings
 from onnxfix.diagnose.judging import Feed, Judge, Suspect
 from onnxfix.diagnose.noise import FLOOR, is_guilty
 from onnxfix.diagnose.soundness import sound
@@ -39,6 +40,7 @@ class Examination:
     findings: tuple[Finding, ...]
     source_outputs: tuple[tuple[np.ndarray, ...], ...] = field(repr=False, default=())
     notes: tuple[str, ...] = ()
+    hidden: tuple[Finding, ...] = ()
 
 
 def examine(
@@ -94,9 +96,10 @@ def examine(
 
     judge = Judge(alignment, target, feed_of)
     findings = () if _agree(comparison) else judge.findings(suspects, errors, telling)
+    hidden = hidden_findings(alignment, target, suspects, errors, feed_of)
     tell("judging", 1.0)
     notes = tuple(text for text in (note, other) if text)
-    return Examination(source, target, alignment, comparison, findings, tuple(outputs), notes)
+    return Examination(source, target, alignment, comparison, findings, tuple(outputs), notes, hidden)
 
 
 def _readings(

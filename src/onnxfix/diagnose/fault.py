@@ -121,6 +121,11 @@ class Diagnosis:
     notes: tuple[str, ...] = field(default=())
     risks: tuple[Fault, ...] = field(default=())
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is no fault and still worth a sentence: the notes, then the risks."""
+        return (*self.notes, *(f"Risk: {risk.message}" for risk in self.risks))
+
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as plain JSON data."""
         return {

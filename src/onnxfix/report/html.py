@@ -58,7 +58,7 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
         _table(FAULT_HEADINGS[:-1], [row.cells(i)[:-1] for i, row in enumerate(rows, 1)]) if rows else "",
         _list(row.message for row in rows),
         _comparisons([("", diagnosis.comparison)]),
-        _list(diagnosis.notes),
+        _list(diagnosis.remarks),
     )
 
 
@@ -70,7 +70,7 @@ def repair_html(repair: Repair) -> str:
         _table(FAULT_HEADINGS, [row.cells(i) for i, row in enumerate(rows, 1)]) if rows else "",
         _list(row.message for row in rows),
         _comparisons(repair_comparisons(repair)),
-        _list([repair.holdout_note, *repair.diagnosis.notes]),
+        _list([repair.holdout_note, *repair.diagnosis.remarks]),
     )
 
 

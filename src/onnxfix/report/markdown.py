@@ -27,7 +27,7 @@ def repair_markdown(repair: Repair) -> str:
         parts.append("\n".join(f"{i}. {row.message}" for i, row in enumerate(rows, 1)))
     cells = [comparison_cells(title, comparison) for title, comparison in repair_comparisons(repair)]
     parts.append(_table(COMPARISON_HEADINGS, cells))
-    notes = [note for note in (repair.holdout_note, *repair.diagnosis.notes) if note]
+    notes = [note for note in (repair.holdout_note, *repair.diagnosis.remarks) if note]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"

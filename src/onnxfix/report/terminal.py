@@ -62,7 +62,7 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         _verdict(console, comparison.equivalent, f"No faults found.{more}")
     _faults(console, [fault_row(fault) for fault in diagnosis.faults])
     _comparisons(console, [("", diagnosis.comparison)])
-    for note in diagnosis.notes:
+    for note in diagnosis.remarks:
         _line(console, f"note: {note}")
     _line(console, f"{diagnosis.aligned:.0%} of the target's nodes are aligned with the source's.")
     _noise(console, diagnosis.comparison)
@@ -75,7 +75,7 @@ def show_repair(console: Console, repair: Repair) -> None:
     _comparisons(console, repair_comparisons(repair))
     if repair.holdout_note:
         _line(console, f"held-out data: {repair.holdout_note}")
-    for note in repair.diagnosis.notes:
+    for note in repair.diagnosis.remarks:
         _line(console, f"note: {note}")
 
 
