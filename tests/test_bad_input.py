@@ -1,5 +1,6 @@
 """Bad input: one clear sentence on standard error, exit code 2, and nothing written."""
 
+import random
 import shutil
 import sys
 import zipfile
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxfix
 from onnxfix.cli import main
-from onnxfix.errors import ExportError
+from onnxfix.errors import ExportError, LoadError, OnnxFixError
 
 VERBS = {
     "compare": ["compare", "{source}", "{target}", "--data", "{data}", "--json", "result.json"],
@@ -96,6 +97,40 @@ def test_truncated_files_in_every_format(folder, capsys, suffix, keep, whole_fil
     content = whole_files[suffix].read_bytes()
     (folder / f"cut.{suffix}").write_bytes(content[: int(len(content) * keep)])
     assert f"cut.{suffix}" in refused(folder, capsys, call("compare", target=f"cut.{suffix}"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("suffix", ["pt", "pt2", "keras", "h5", "tflite"])
+def test_damaged_bytes_raise_nothing_but_our_own_errors(suffix, seed, whole_files, tmp_path):
+    """Bytes overwritten, lost and doubled at random: a model that loads, or one clear sentence."""
+    draw = random.Random(seed)
+    content = bytearray(whole_files[suffix].read_bytes())
+    for _ in range(draw.choice([1, 2, 4])):
+        at = draw.randrange(len(content))
+        change = draw.randrange(3)
+        if change == 0:
+            content[at] ^= 1 << draw.randrange(8)
+        elif change == 1:
+            content[at : at + 4] = draw.choice([bytes(4), b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"])
+        else:
+            del content[at : at + draw.choice([1, 4, 16])]
+    path = tmp_path / f"damaged.{suffix}"
+    path.write_bytes(content)
+    try:
+        damaged = onnxfix.load(path, np.ones((2, 4), np.float32) if suffix in ("pt", "pt2") else None)
+        onnxfix.fingerprint(damaged)
+    except OnnxFixError as error:
+        assert "\n" not in str(error)
+        assert str(error).endswith(".")
+
+
+def test_a_keras_archive_with_a_flipped_bit_is_damaged(whole_files, tmp_path):
+    content = bytearray(whole_files["keras"].read_bytes())
+    content[content.index(b"\x89HDF") + 1000] ^= 1
+    path = tmp_path / "flipped.keras"
+    path.write_bytes(content)
+    with pytest.raises(LoadError, match=r"flipped\.keras"):
+        onnxfix.load(path)
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,14 @@ def sparse(shape: list[int], places: list[int]) -> onnx.ModelProto:
     return proto
 
 
+def with_functions(count: int) -> onnx.ModelProto:
+    proto = model(node("Twice", "x", "t", domain="acme"), node("MatMul", "t w", "y"))
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    twice = helper.make_function("acme", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    proto.functions.extend([twice] * count)
+    return proto
+
+
 def nested(depth: int) -> onnx.ModelProto:
     """If inside If inside ..."""
     out = [value("o", ["n", "k"])]
@@ -92,6 +100,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     ),
     "two inputs of a name": (lambda: model(inputs=[value("x", ["n", 4])] * 2), "two inputs named x"),
     "two outputs of a name": (lambda: model(outputs=[value("y", ["n", 3])] * 2), "two outputs named y"),
+    "two functions of a name": (lambda: with_functions(2), "two functions named acme:Twice"),
     "an op that the opset lacks": (lambda: model(node("Frob", "x", "y")), "opset 17 has no op Frob"),
     "a domain not imported": (lambda: model(node("Frob", "x", "y", domain="other")), "domain 'other'"),
     "an opset of the future": (lambda: model(opset=99), "opset 99.*upgrade"),

@@ -38,6 +38,7 @@ def sound(proto: onnx.ModelProto, what: str) -> onnx.ModelProto:
     _check_depth(proto.graph, what)
     if proto.graph.sparse_initializer:
         proto = _spelled_out(proto, what)
+    _refuse_repeated([f"{f.domain}:{f.name}" for f in proto.functions], "two functions named", what)
     _check_names(proto.graph, what)
     _check_age(proto, what)
     order = _order(proto.graph, what)
