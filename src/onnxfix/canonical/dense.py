@@ -13,13 +13,13 @@ from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, produc
 from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, is_constant
-from onnxfix.canonical.symbolic import Size, sizes_of
+from onnxfix.canonical.symbolic import Size, product, sizes_of
 
 
 class SpellDense(ir.passes.InPlacePass):
     """Dense layers with a constant kernel.
 
-    - ``MatMul(x, W) = Gemm(x, W, 0)`` for a matrix x
+    - ``MatMul(x, W) = Gemm(x, W, 0)`` for a matrix x, and for one with more axes of size one
     - ``Gemm(x, W, c, alpha, beta, transB=1) = Gemm(x, alpha * W^T, beta * c)`` with c spread to [out]
     - a 1x1 Conv on a 1x1 map is ``Reshape(Gemm(Reshape(x), W^T, b))``
     """
@@ -54,10 +54,31 @@ def _matmul(editor: Editor, node: ir.Node) -> None:
     shape = dims(kernel)
     if kernel is None or not is_constant(kernel) or shape is None or len(shape) != 2 or not is_float(kernel):
         return
-    if rank(value) != 2 or shape[1] is None or is_constant(value):
+    if shape[1] is None or is_constant(value):
+        return
+    if rank(value) != 2:
+        _vectors(editor, node, shape[1])
         return
     dense = _dense(editor, node, value, kernel, _zeros(editor, kernel, shape[1]))
     editor.replace(node.outputs[0], dense.outputs[0])
+    editor.remove([node])
+
+
+def _vectors(editor: Editor, node: ir.Node, channels: int) -> None:
+    """``MatMul(x, W)`` where x is no batch of sequences but has axes of size one in front of its columns."""
+    value, kernel = node.inputs
+    sizes = sizes_of(value)
+    if value is None or kernel is None or sizes is None or len(sizes) < 3:
+        return
+    if is_sequence([size.number for size in sizes[:-1]]):
+        return
+    flat, result = [product(sizes[:-1]), sizes[-1]], [*sizes[:-1], Size(channels)]
+    target, back = constant_target(sizes, flat), constant_target([flat[0], result[-1]], result)
+    if target is None or back is None:
+        return
+    operand = reshape(editor, value, target, flat, [node], node)
+    dense = _dense(editor, node, operand, kernel, _zeros(editor, kernel, channels))
+    editor.replace(node.outputs[0], reshape(editor, dense.outputs[0], back, result, [node], node))
     editor.remove([node])
 
 

@@ -38,8 +38,9 @@ class _Layer:
     cell: Cell
     counted: Count
     reverse: bool
-    # Places among the carried values, of the hidden state and of LSTM's memory.
+    # Places among the carried values: of the hidden state and of LSTM's memory, and of copies that no step reads.
     states: tuple[int, ...]
+    copies: tuple[int, ...]
 
 
 def _read(loop: ir.Node) -> _Layer | None:
@@ -48,7 +49,9 @@ def _read(loop: ir.Node) -> _Layer | None:
     if counted is None or not counted.steps:
         return None
     carried = len(loop.inputs) - 2
-    states = [k for k in range(carried) if k not in counted.last]
+    others = [k for k in range(carried) if k not in counted.last]
+    states = [k for k in others if body.inputs[k + 2].uses()]
+    copies = tuple(k for k in others if k not in states)
     if len(states) not in (1, 2):
         return None
     reader = CellReader({body.inputs[k + 2] for k in states}, loose=True)
@@ -56,14 +59,25 @@ def _read(loop: ir.Node) -> _Layer | None:
     if found is None:
         return None
     cell, order = found
-    scans = body.outputs[carried + 1 :]
+    scans = [*body.outputs[carried + 1 :], *(body.outputs[k + 1] for k in copies)]
     hidden = reader.base(body.outputs[order[0] + 1])
     if any(reader.base(scan) != hidden for scan in scans):
         return None
     if not complete(cell) or not all(_fits(loop.inputs[k + 2], cell) for k in order):
         return None
+    if any(_copied(body.outputs[k + 1], cell.size) is None for k in copies):
+        return None
     reverse = _direction(cell, counted)
-    return None if reverse is None else _Layer(cell, counted, reverse, order)
+    return None if reverse is None else _Layer(cell, counted, reverse, order, copies)
+
+
+def _copied(value: ir.Value | None, size: int) -> list[int] | None:
+    """The Reshape target that makes a copy of the last state [1, N, H] what a body makes of it."""
+    sizes = sizes_of(value)
+    if not sizes or sizes[-1].number != size:
+        return None
+    target = [-1 if s.number is None else s.number for s in sizes]
+    return target if target.count(-1) < 2 else None
 
 
 def _cell(reader: CellReader, body: ir.Graph, states: list[int]) -> tuple[Cell, tuple[int, ...]] | None:
@@ -140,6 +154,13 @@ def _replace(editor: Editor, loop: ir.Node, layer: _Layer) -> None:
         if _read_at_all(loop.outputs[k]):
             last = editor.node("Squeeze", [node.outputs[slot + 1], first], like=like, before=loop)
             _let(editor, loop.outputs[k], last.outputs[0])
+    body = loop.attributes["body"].as_graph()
+    for k in layer.copies:
+        target = _copied(body.outputs[k + 1], cell.size)
+        if target is not None and _read_at_all(loop.outputs[k]):
+            shape = editor.literal(np.array(target, np.int64))
+            copy = editor.node("Reshape", [node.outputs[1], shape], like=like, before=loop)
+            _let(editor, loop.outputs[k], copy.outputs[0])
     for output in loop.outputs[len(loop.inputs) - 2 :]:
         if _read_at_all(output):
             _let(editor, output, _steps(editor, node, layer, first, second, loop))

@@ -166,8 +166,11 @@ def _slice(editor: Editor, node: ir.Node) -> None:
             return
     whole = [piece for piece in pieces if piece[1:] == (0, END, 1)]
     pieces = [piece for piece in pieces if piece not in whole]
-    if not pieces and node.inputs[0] is not None:
-        return  # takes all: it is removed elsewhere
+    if not pieces:  # it takes all; it is removed elsewhere once it says so
+        starts = array(node.inputs[1])
+        if starts is None or not starts.any():
+            return
+        pieces = whole
     written = [list(column) for column in zip(*sorted(pieces), strict=True)]
     given = [array(v) for v in node.inputs[1:]]
     order = [given[k] for k in (2, 0, 1, 3)] if len(given) == 4 else []
