@@ -44,7 +44,7 @@ def _correct_sizes(graph: ir.Graph) -> None:
 
     Of a Resize it is ``floor(float32(size) * float32(scale))``; onnx multiplies otherwise: 9 * 1.4444444 is 12 there
     and 13 when the model runs. Of a pool with ceil_mode, windows that start behind the map do not count; onnx counts
-    them, and so such a size stays open.
+    them.
     """
     corrected: set[ir.Value] = set()
     for node in graph:
@@ -62,6 +62,9 @@ def _correct_sizes(graph: ir.Graph) -> None:
             output.shape = output.shape or before
         if output.shape != before:
             corrected.add(output)
+            if node.op_type in _POOLS:
+                for index in node.outputs[1:]:
+                    index.shape = output.shape
 
 
 def _resized(node: ir.Node) -> ir.Shape | None:
@@ -87,12 +90,14 @@ def _pooled(node: ir.Node) -> ir.Shape | None:
     strides, dilations = (node.attributes.get_ints(name) or [1] * count for name in ("strides", "dilations"))
     pads = node.attributes.get_ints("pads") or [0] * (2 * count)
     dims: list[int | ir.SymbolicDim] = list(source.shape[:2])
+    inferred = node.outputs[0].shape
     for k, size in enumerate(source.shape[2:]):
         if not isinstance(size, int):
-            return None
+            dims.append(ir.SymbolicDim(None) if inferred is None else inferred[k + 2])
+            continue
         spare = size + pads[k] + pads[count + k] - (window[k] - 1) * dilations[k] - 1
         windows = -(-spare // strides[k]) + 1
-        dims.append(ir.SymbolicDim(None) if (windows - 1) * strides[k] >= size + pads[k] else windows)
+        dims.append(windows - 1 if (windows - 1) * strides[k] >= size + pads[k] else windows)
     return ir.Shape(dims)
 
 

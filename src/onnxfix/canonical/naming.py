@@ -219,6 +219,10 @@ def emit(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Origin], dict[str,
         The model, the origins of its constants by name, and the provenance of its nodes by name.
     """
     graph = model.graph
+    for node in graph.all_nodes():
+        if (attributes := sorted(node.attributes.items())) != list(node.attributes.items()):
+            node.attributes.clear()
+            node.attributes.update(attributes)
     order_nodes(graph)
     name_structurally(graph)
     _declare_outputs(graph)

@@ -43,6 +43,7 @@ from onnxfix.canonical.origins import Origin
 from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 from onnxfix.canonical.pooling import SpellPools
 from onnxfix.canonical.products import SpellProducts
+from onnxfix.canonical.quantization import SpellQuantization
 from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
@@ -118,6 +119,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         RecognizeLayerNorm(),
         SplitBatchNorm(),
         SpellMasks(),
+        SpellQuantization(),
         SpellReversals(),
         SpellDirections(),
         SpellRecurrent(),

@@ -48,6 +48,8 @@ def _reduction(editor: Editor, node: ir.Node) -> None:
     if size not in (4, 5) or axes is None or sorted(int(a) % size for a in axes) != list(range(2, size)):
         return
     keepdims = node.attributes.get_int("keepdims", 1)
+    if 0 in (dims(node.inputs[0]) or ()) or node.inputs[0].dtype == ir.DataType.DOUBLE:
+        return  # runtimes pool neither
     if keepdims and is_float(node.inputs[0]):
         _replace(editor, node, _GLOBAL[node.op_type])
 
@@ -78,6 +80,14 @@ def _covers(node: ir.Node) -> bool:
     return not any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
 
 
+def _spare(node: ir.Node, axis: int, size: int) -> int:
+    """By how much a padded axis is longer than the window."""
+    window = node.attributes.get_ints("kernel_shape") or ()
+    pads = integers(node, "pads", [0] * (2 * len(window)))
+    dilations = integers(node, "dilations", [1] * len(window))
+    return size + pads[axis] + pads[len(window) + axis] - (window[axis] - 1) * dilations[axis] - 1
+
+
 def _plain_attributes(node: ir.Node) -> bool:
     window = node.attributes.get_ints("kernel_shape") or ()
     pads = integers(node, "pads", [0] * (2 * len(window)))
@@ -87,11 +97,10 @@ def _plain_attributes(node: ir.Node) -> bool:
     shape = dims(node.inputs[0])
     if node.attributes.get_int("ceil_mode", 0) and shape is not None and None not in shape[2:]:
         strides = integers(node, "strides", [1] * len(window))
-        dilations = integers(node, "dilations", [1] * len(window))
-        spare = [
-            ((size or 0) + pads[k] + pads[len(window) + k] - (window[k] - 1) * dilations[k] - 1) % strides[k]
-            for k, size in enumerate(shape[2:])
-        ]
-        if not any(spare):
+        reach = [(size or 0) + pads[k] - strides[k] * (-(-_spare(node, k, size or 0) // strides[k]))
+                 for k, size in enumerate(shape[2:])]
+        exact = [_spare(node, k, size or 0) % strides[k] == 0 for k, size in enumerate(shape[2:])]
+        # Rounding up adds a window that does not count where it would start behind the map.
+        if all(even or left <= 0 for even, left in zip(exact, reach, strict=True)):
             modified |= set_attribute(node, "ceil_mode", 0)
     return modified

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.permutation import rebuild, reshape, stripped, transposed
+from onnxfix.canonical.quantization import per_tensor
 from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op, live, producer, rank
@@ -27,7 +28,7 @@ class SinkReshapes(ir.passes.InPlacePass):
         """Push through the whole graph in one topological walk."""
         editor = Editor(model.graph)
         for node in live(model.graph):
-            if is_op(node, *ELEMENTWISE) and len(node.outputs) == 1:
+            if (is_op(node, *ELEMENTWISE) or per_tensor(node)) and len(node.outputs) == 1:
                 _sink(editor, node)
         return ir.passes.PassResult(model, editor.modified)
 
