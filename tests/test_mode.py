@@ -53,7 +53,7 @@ def data() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("change", "node"), [(TRAINING, "n"), (DROPPING, "d")])
-def test_a_node_in_training_mode_is_switched_to_inference(change, node):
+def test_a_node_in_training_mode_is_switched_to_inference(change, node, tmp_path):
     target = built(change)
     fix = repair(built(), target, data())
     (fault,) = fix.diagnosis.faults
@@ -62,6 +62,7 @@ def test_a_node_in_training_mode_is_switched_to_inference(change, node):
     assert fix.verified.max_rel < 1e-6
     assert apply(target, fix.patches).SerializeToString() == fix.model.proto.SerializeToString()
     assert [f.kind for f in diagnose(built(), target, data()).faults] == [FaultKind.MODE]
+    assert (fault.reproducer(tmp_path / "shown") / "model.onnx").exists()
 
 
 def test_other_faults_beside_it_are_found():

@@ -11,9 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from onnxfix import FaultKind, compare, diagnose, repair
-from onnxfix.diagnose.quantized import is_quantized, straightened
+from onnxfix.diagnose.quantized import straightened
 from onnxfix.model import load
-from onnxfix.quantization import Quantization
+from onnxfix.quantization import Quantization, is_quantized
 
 SOURCE = """
 <ir_version: 10, opset_import: ["": 19]>
@@ -117,8 +117,8 @@ def test_a_correct_quantization_has_no_fault_and_explains_the_whole_difference()
 
 def test_the_straightened_model_is_the_float_one_to_half_a_step():
     model = load(target())
-    assert is_quantized(model)
-    assert not is_quantized(load(source()))
+    assert is_quantized(model.proto)
+    assert not is_quantized(source())
     straight = straightened(model)
     assert [q.value for q in straight.quantizers] == ["x", "r", "g"]
     feed = {"x": data()}
@@ -152,13 +152,14 @@ def test_a_wrong_constant_is_set_right_on_the_file_s_own_grid(name, wrong, kind)
 
 
 @pytest.mark.parametrize("factor", [0.1, 100.0])
-def test_a_range_that_does_not_fit_is_set_right(factor):
+def test_a_range_that_does_not_fit_is_set_right(factor, tmp_path):
     wrong = np.asarray(integers()["sr"] * factor, np.float32)
     fix = repair(source(), target(sr=wrong), data())
     (fault,) = fix.diagnosis.faults
     assert fault.kind == FaultKind.PRECISION
     assert fault.parameter == "sr"
     assert "rq" in fault.target_nodes
+    assert (fault.reproducer(tmp_path / "shown") / "model.onnx").exists()
     assert fix.success
     # The bias behind it keeps the scale of its input times the weight's, which tells the right one.
     np.testing.assert_allclose(constants(fix.model.proto)["sr"], integers()["sr"], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Affine quantization: ``x = (q - zero_point) * scale``, as graphs state it with QuantizeLinear and DequantizeLinear."""
+"""Affine quantization, ``x = (q - zero_point) * scale``, as QuantizeLinear and DequantizeLinear state it."""
 
 from __future__ import annotations
 
@@ -66,3 +66,9 @@ def quantization_of(proto: onnx.ModelProto, node: onnx.NodeProto) -> Quantizatio
     if scale.size != 1 or zero.size != 1 or zero.dtype.kind not in "iu":
         return None
     return Quantization(float(scale.item()), int(zero.item()), zero.dtype.name)
+
+
+def is_quantized(proto: onnx.ModelProto) -> bool:
+    """Whether a model was quantized on purpose: it stores integers that a DequantizeLinear widens."""
+    stored = {t.name for t in proto.graph.initializer}
+    return any(node.op_type == DEQUANTIZE and node.input[0] in stored for node in proto.graph.node)

@@ -14,10 +14,11 @@ from onnxfix.diagnose.fault import Diagnosis, Fault
 from onnxfix.diagnose.faults import causes
 from onnxfix.diagnose.inquiry import Inquiry, inquire
 from onnxfix.diagnose.mode import switched
-from onnxfix.diagnose.quantized import activation_spans, is_quantized, quantizes, straightened, wrong_quantizers
+from onnxfix.diagnose.quantized import activation_spans, quantizes, straightened, wrong_quantizers
 from onnxfix.diagnose.runtime import runtime_notes
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
+from onnxfix.quantization import is_quantized
 
 
 def diagnose(
@@ -63,7 +64,7 @@ def diagnose(
     """
     ours, theirs = load(source), load(target)
     given = bound(Inputs.of(data, limit=limit, batch_size=batch_size), ours, theirs)
-    if not is_quantized(theirs) or quantizes(ours):
+    if not is_quantized(theirs.proto) or quantizes(ours):
         mode = switched(ours, theirs, given)
         found = _diagnosed(ours, mode.model, given, rtol, atol, progress)
         if not mode.patches:

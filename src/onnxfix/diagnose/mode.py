@@ -6,7 +6,8 @@ compared, so that only what is wrong beyond that is blamed on other nodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxfix.canonical.origins import EXPRESSION_OPSET
+from onnxfix.diagnose.evidence import Evidence, Exhibit
 from onnxfix.diagnose.examination import in_chunks
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.naming import label
@@ -60,12 +62,12 @@ def switched(source: Model, target: Model, data: Inputs) -> Switched:
         return Switched(target)
     patches = tuple(SetNode(node, _inferring(node)) for node in training)
     model = _patched(target, patches)
-    errors = _errors(source, model, patches, data)
-    kept = [(p, e) for p, e in zip(patches, errors, strict=True) if e.broken or e.relative > FLOOR]
+    shown = _exhibits(source, model, patches, data)
+    kept = [(p, e, s) for p, (e, s) in zip(patches, shown, strict=True) if e.broken or e.relative > FLOOR]
     if not kept:
         return Switched(target)
-    chosen = tuple(patch for patch, _ in kept)
-    faults = tuple(_fault(target, patch.previous, error) for patch, error in kept)
+    chosen = tuple(patch for patch, _, _ in kept)
+    faults = tuple(_fault(target, patch.previous, error, exhibit) for patch, error, exhibit in kept)
     return Switched(_patched(target, chosen), chosen, faults)
 
 
@@ -109,7 +111,9 @@ def _patched(target: Model, patches: tuple[SetNode, ...]) -> Model:
     return Model(proto, Framework.ONNX, proto, parameters=target.parameters, layers=target.layers)
 
 
-def _errors(source: Model, model: Model, patches: tuple[SetNode, ...], data: Inputs) -> list[LocalError]:
+def _exhibits(
+    source: Model, model: Model, patches: tuple[SetNode, ...], data: Inputs
+) -> list[tuple[LocalError, Exhibit]]:
     """What training mode does at each node, fed with what the model in inference mode feeds it."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model.proto)
@@ -120,14 +124,21 @@ def _errors(source: Model, model: Model, patches: tuple[SetNode, ...], data: Inp
     tapped.graph.output.extend(onnx.ValueInfoProto(name=v) for v in computed if v not in present)
     session = Session(tapped)
     errors = [LocalError() for _ in patches]
-    for chunk in islice(in_chunks(source, replace(model), data), _BATCHES):
+    exhibits: list[Exhibit] = []
+    for chunk in islice(in_chunks(source, model, data), _BATCHES):
         values = {**chunk.target, **session.run(chunk.target, computed)}
-        for k, patch in enumerate(patches):
-            node = patch.previous
-            alone = _alone(model.proto, node, values[node.input[0]])
-            made = Session(alone).run({node.input[0]: values[node.input[0]]})[node.output[0]]
-            errors[k] = errors[k].joined(measure([values[node.output[0]]], [made]))
-    return errors
+        exhibits = [_exhibit(model.proto, patch, values) for patch in patches]
+        for k, shown in enumerate(exhibits):
+            made = list(Session(shown.model).run(dict(shown.inputs)).values())
+            errors[k] = errors[k].joined(measure(shown.expected, made))
+    return list(zip(errors, exhibits, strict=True))
+
+
+def _exhibit(proto: onnx.ModelProto, patch: SetNode, values: Mapping[str, np.ndarray]) -> Exhibit:
+    node, x = patch.previous, values[patch.previous.input[0]]
+    return Exhibit(
+        _alone(proto, node, x), _alone(proto, patch.value, x), {node.input[0]: x}, (values[node.output[0]],)
+    )
 
 
 def _alone(proto: onnx.ModelProto, node: onnx.NodeProto, value: np.ndarray) -> onnx.ModelProto:
@@ -148,7 +159,7 @@ def _alone(proto: onnx.ModelProto, node: onnx.NodeProto, value: np.ndarray) -> o
     )
 
 
-def _fault(target: Model, node: onnx.NodeProto, error: LocalError) -> Fault:
+def _fault(target: Model, node: onnx.NodeProto, error: LocalError, exhibit: Exhibit) -> Fault:
     names = tuple(dict.fromkeys((node.name, *([target.layers[node.name]] if node.name in target.layers else []))))
     here = label(target, names)
     what = "drops values at random" if node.op_type == "Dropout" else "uses the statistics of the batch at hand"
@@ -161,4 +172,5 @@ def _fault(target: Model, node: onnx.NodeProto, error: LocalError) -> Fault:
         actual=True,
         local_error=error.relative,
         message=f"{here} is in training mode: it {what}.",
+        evidence=Evidence(piece=lambda: exhibit),
     )

@@ -16,6 +16,7 @@ from onnxfix.align import GraphView
 from onnxfix.canonical.origins import Apply, Origin, Parameter, evaluate, parameters_of
 from onnxfix.diagnose.differences import ULPS
 from onnxfix.model import Model
+from onnxfix.quantization import is_quantized
 from onnxfix.runtime.probe import MASKED, saturated
 
 # Rounding leaves half a step; scales are themselves rounded to float32.
@@ -43,7 +44,8 @@ def expected_error(model: Model, view: GraphView, nodes: Iterable[str]) -> float
     worst = 0.0
     for name in nodes:
         node = view.nodes[name]
-        if node.op_type in QUANTIZING:
+        asked = node.op_type not in ("QuantizeLinear", "DequantizeLinear") or is_quantized(model.proto)
+        if node.op_type in QUANTIZING and asked:
             worst = max(worst, BYTE)
         for value in node.input:
             origin = form.origins.get(value)

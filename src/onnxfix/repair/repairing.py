@@ -17,11 +17,12 @@ from onnxfix.diagnose.inquiry import inquire
 from onnxfix.diagnose.judging import evaluate_corrected
 from onnxfix.diagnose.mode import switched
 from onnxfix.diagnose.noise import is_guilty
-from onnxfix.diagnose.quantized import is_quantized, quantizes, straightened
+from onnxfix.diagnose.quantized import quantizes, straightened
 from onnxfix.errors import OnnxFixError
 from onnxfix.frameworks import Framework, adapter
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
+from onnxfix.quantization import is_quantized
 from onnxfix.repair.quantized import QuantizedRepair
 from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
@@ -90,7 +91,7 @@ def repair(
         work, held = inputs, bound(Inputs.of(holdout, batch_size=batch_size), ours, theirs)
         note = f"{held.count} samples given by the caller"
     tolerances: Tolerances = {"rtol": rtol, "atol": atol}
-    if is_quantized(theirs) and not quantizes(ours):
+    if is_quantized(theirs.proto) and not quantizes(ours):
         return _quantized(ours, theirs, work, held, note, tolerances, progress)
     mode = switched(ours, theirs, work)
     fix = _repaired(ours, mode.model, work, held, note, tolerances, progress)

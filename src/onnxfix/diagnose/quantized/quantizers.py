@@ -8,8 +8,10 @@ from itertools import islice
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
+from onnxfix.canonical.origins import EXPRESSION_OPSET
+from onnxfix.diagnose.evidence import Evidence, Exhibit
 from onnxfix.diagnose.examination import in_chunks
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.naming import label
@@ -160,7 +162,8 @@ def _misfitting(
         f"[{span.low:.3g}, {span.high:.3g}]: its scale is {scheme.scale:.6g} instead of {right.scale:.6g}."
     )
     patches = _patches(target.proto, nodes, right)
-    return WrongQuantizer(_fault(names, patches, scheme, right, _error(scheme, span), message), patches)
+    exhibit = _exhibit(scheme, scheme, span)
+    return WrongQuantizer(_fault(names, patches, scheme, right, _error(scheme, span), message, exhibit), patches)
 
 
 def _error(scheme: Quantization, span: Span) -> float:
@@ -195,7 +198,10 @@ def _disagreeing(target: Model, quantizer: Quantizer, view: SpanOf) -> Iterable[
             f"quantized with {scheme.scale:.6g} and {scheme.zero_point}."
         )
         error = abs(actual.scale / right.scale - 1) + abs(actual.zero_point - right.zero_point) / 256
-        yield WrongQuantizer(_fault(names, patches, actual, right, error, message), patches)
+        pair = (scheme, actual) if right == scheme else (actual, other[0][1])
+        yield WrongQuantizer(
+            _fault(names, patches, actual, right, error, message, _exhibit(*pair, span)), patches
+        )
 
 
 def _fits_better(one: Quantization, other: Quantization, span: Span) -> bool:
@@ -216,7 +222,7 @@ def _named(target: Model, nodes: Iterable[str]) -> tuple[str, ...]:
 
 def _fault(
     names: tuple[str, ...], patches: Sequence[SetParameter], actual: Quantization, right: Quantization, error: float,
-    message: str,
+    message: str, exhibit: Exhibit,
 ) -> Fault:  # fmt: skip
     scales = [p for p in patches if p.value.dtype.kind == "f"] or list(patches)
     return Fault(
@@ -228,7 +234,26 @@ def _fault(
         actual={"scale": actual.scale, "zero_point": actual.zero_point},
         local_error=float(error),
         message=message,
+        evidence=Evidence(piece=lambda: exhibit),
     )
+
+
+def _exhibit(narrow: Quantization, wide: Quantization, span: Span) -> Exhibit:
+    """Quantized and widened again, with values over the range that passes; expected are the values themselves."""
+    values = np.linspace(span.low, span.high, 256, dtype=np.float32)[np.newaxis]
+    tensors = []
+    for name, scheme in (("narrow", narrow), ("wide", wide)):
+        tensors.append(numpy_helper.from_array(np.asarray(scheme.scale, np.float32), f"{name}_scale"))
+        tensors.append(numpy_helper.from_array(np.asarray(scheme.zero_point, scheme.dtype), f"{name}_zero"))
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "narrow_scale", "narrow_zero"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "wide_scale", "wide_zero"], ["y"], "dequantize"),
+    ]
+    info = [helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, ["N", 256]) for v in ("x", "y")]
+    graph = helper.make_graph(nodes, "quantizer", info[:1], info[1:], tensors)
+    opsets = [helper.make_opsetid("", EXPRESSION_OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return Exhibit(model, None, {"x": values}, (values,))
 
 
 def _patches(proto: onnx.ModelProto, nodes: Iterable[str], right: Quantization) -> tuple[SetParameter, ...]:

@@ -58,12 +58,6 @@ class Straightened:
     quantizers: tuple[Quantizer, ...]
 
 
-def is_quantized(model: Model) -> bool:
-    """Whether a model was quantized on purpose: it stores integers that a DequantizeLinear widens."""
-    stored = {t.name for t in model.proto.graph.initializer}
-    return any(node.op_type == DEQUANTIZE and node.input[0] in stored for node in model.proto.graph.node)
-
-
 def quantizes(model: Model) -> bool:
     """Whether a model rounds by itself, so that its steps are part of what it computes."""
     return any(node.op_type in (QUANTIZE, DEQUANTIZE, DYNAMIC, "Round") for node in model.proto.graph.node)
