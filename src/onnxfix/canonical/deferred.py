@@ -14,14 +14,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxfix.canonical.origins import Array, apply
+from onnxfix.canonical.origins import Array, apply, tiles
 from onnxfix.mapped import release
 
 # Constants of fewer elements are worked out at once.
 LARGE = 2**14
 _SAMPLE = "onnxfix.sample"
 _SAMPLED = 64
-_TILE = 256
 
 
 class Deferred(ir.LazyTensor):
@@ -65,10 +64,8 @@ def _in_order(content: Array) -> Array:
     if content.ndim != 2 or content.flags.c_contiguous or content.dtype.hasobject:
         return np.asarray(content, order="C")
     result = np.empty_like(content, order="C")
-    for row in range(0, content.shape[0], _TILE):
-        for column in range(0, content.shape[1], _TILE):
-            tile = slice(row, row + _TILE), slice(column, column + _TILE)
-            result[tile] = content[tile]
+    for tile in tiles(content.shape):
+        result[tile] = content[tile]
     return result
 
 
@@ -95,7 +92,7 @@ def deferred(op: str, operands: Sequence[ir.TensorProtocol | None], attributes: 
         return None
 
     def make() -> Array:
-        contents = [strided(tensor) for tensor in tensors]
+        contents: list[Array | None] = [strided(tensor) for tensor in tensors]
         result = apply(op, contents, attributes, ordered=False)[0]
         for content in contents:
             release(content)

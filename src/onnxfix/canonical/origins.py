@@ -7,7 +7,7 @@ origin keeps that expression in ONNX's own ops, so the constant can be computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,12 +136,37 @@ def _arithmetic(op: str, operands: list[Array]) -> Array:
     """As if done in double precision and rounded once, as float32 and float16 arithmetic turns out by itself."""
     kind = operands[0].dtype
     with np.errstate(all="ignore"):
-        if kind in _IEEE and all(o.dtype == kind for o in operands):
+        if kind not in _IEEE or any(o.dtype != kind for o in operands):
+            return np.asarray(_ARITHMETIC[op](*(o.astype(np.float64) for o in operands)), dtype=kind)
+        shape = np.broadcast_shapes(*(o.shape for o in operands))
+        if len(shape) != 2 or all(o.flags.c_contiguous for o in operands):
             return np.asarray(_ARITHMETIC[op](*operands))
-        return np.asarray(_ARITHMETIC[op](*(o.astype(np.float64) for o in operands)), dtype=kind)
+        # A matrix that is stored by columns: in tiles, which caches like better, and straight into rows.
+        result = np.empty(shape, kind)
+        spread = [np.broadcast_to(o, shape) for o in operands]
+        for tile in tiles(shape):
+            _ARITHMETIC[op](*(o[tile] for o in spread), out=result[tile])
+        return result
 
 
 _IEEE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+_TILE = 256
+
+
+def tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """The tiles of a matrix, row by row."""
+    for row in range(0, shape[0], _TILE):
+        for column in range(0, shape[1], _TILE):
+            yield slice(row, row + _TILE), slice(column, column + _TILE)
+
+
+def _matmul(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
+    """A row times a wide matrix goes by blocks of columns, so that how the matrix is stored makes no difference."""
+    row, matrix = operands
+    if row.ndim != 1 or matrix.ndim != 2:
+        return np.asarray(np.matmul(np.ascontiguousarray(row), np.ascontiguousarray(matrix)))
+    starts = range(0, max(matrix.shape[1], 1), _TILE)
+    return np.asarray(np.concatenate([row @ np.ascontiguousarray(matrix[:, k : k + _TILE]) for k in starts]))
 
 
 def _reshape(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
@@ -178,7 +203,10 @@ _DIRECT: dict[str, Callable[[list[Array], Mapping[str, Any]], Array]] = {
     "Squeeze": _squeeze,
     "Expand": _expand,
     "Shape": _shape,
+    "MatMul": _matmul,
 }
+# Ops whose result does not depend on the order in which their operands lie in memory.
+ANY_ORDER = frozenset({*_ARITHMETIC, "Transpose", "Identity", "Reshape", "Unsqueeze", "Squeeze", "MatMul"})
 
 
 def _reference(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:

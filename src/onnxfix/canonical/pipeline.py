@@ -29,7 +29,7 @@ from onnxfix.canonical.folding import FoldConstants
 from onnxfix.canonical.gathers import SpellGathers
 from onnxfix.canonical.guard import check_values
 from onnxfix.canonical.housekeeping import MergeEqualNodes, RemoveDeadCode, RemoveNoOps
-from onnxfix.canonical.inference import infer_graph, refresh
+from onnxfix.canonical.inference import infer_graph
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.invariants import LiftInvariants
 from onnxfix.canonical.loops import RecognizeLoops
@@ -40,6 +40,7 @@ from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNor
 from onnxfix.canonical.opset import UnifyOpset
 from onnxfix.canonical.ordering import OrderOperands
 from onnxfix.canonical.origins import Origin
+from onnxfix.canonical.padded_reshapes import PadBehindReshape
 from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 from onnxfix.canonical.pooling import SpellPools
 from onnxfix.canonical.products import SpellProducts
@@ -48,9 +49,11 @@ from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
 from onnxfix.canonical.reshaping import SpellReshapes
+from onnxfix.canonical.resizes import SpellResizes
 from onnxfix.canonical.reversals import SpellReversals
 from onnxfix.canonical.rewriting import SPILL
 from onnxfix.canonical.sequences import SqueezeConvs
+from onnxfix.canonical.settling import settle
 from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
 from onnxfix.canonical.sinking_blocks import SinkThroughBlocks
@@ -59,14 +62,10 @@ from onnxfix.canonical.stacks import SpellStacks
 from onnxfix.canonical.transposes import PushTransposes
 from onnxfix.canonical.unit_axes import PlaceUnitAxes
 from onnxfix.canonical.unrolled import RollSteps
-from onnxfix.errors import CanonicalizationError
 from onnxfix.frameworks import Feeds
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
-
-# Far more rounds than any model needs; reaching it means that two passes undo each other.
-_ROUNDS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +108,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         RecognizeLoops(),
         RollSteps(),
         SpellReductions(),
+        SpellResizes(),
         SpellBroadcasts(),
         ExplicitAttributes(),
         WideIndices(),
@@ -132,6 +132,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SinkThroughBlocks(),
         SpellProducts(),
         ResolveAutoPad(),
+        PadBehindReshape(),
         MergePads(),
         FoldPads(),
         MergeAffine(),
@@ -167,7 +168,7 @@ def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None, batch: in
     model = ingest(proto, batch)
     infer_graph(model, trust=False)
     UnifyOpset()(model)
-    _settle(model)
+    settle(model, passes())
     canonical, origins, provenance = emit(model)
     if check is not None:
         check_values(proto, canonical, check)
@@ -184,23 +185,6 @@ def plain_form(proto: onnx.ModelProto) -> NormalForm:
     infer_graph(model, trust=False)
     canonical, origins, provenance = emit(model)
     return NormalForm(canonical, origins, provenance, LoweredParameters(proto), model.graph.meta.get(SPILL))
-
-
-def _settle(model: ir.Model) -> None:
-    sequence = passes()
-    for _ in range(_ROUNDS):
-        refresh(model.graph)
-        changed = [type(p).__name__ for p in sequence if _modifies(p, model)]
-        if not changed and not infer_graph(model):
-            return
-    raise CanonicalizationError(f"the normal form does not settle: {', '.join(changed)} still change the model.")
-
-
-def _modifies(step: ir.passes.InPlacePass, model: ir.Model) -> bool:
-    modified = step(model).modified
-    if SPILL in model.graph.meta:
-        model.graph.meta[SPILL].release()
-    return modified
 
 
 @overload

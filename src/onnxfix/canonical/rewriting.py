@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfix import mapped
-from onnxfix.canonical.deferred import deferred
+from onnxfix.canonical.deferred import deferred, strided
 from onnxfix.canonical.inference import infer_node
-from onnxfix.canonical.origins import Apply, Literal, Origin, Parameter, apply
+from onnxfix.canonical.origins import ANY_ORDER, Apply, Literal, Origin, Parameter, apply
 
 ORIGIN = "onnxfix.origin"
 LOWERED = "onnxfix.lowered"
@@ -27,6 +27,10 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return value.const_value.numpy()
+
+
+def _strided(value: ir.Value | None) -> np.ndarray | None:
+    return None if value is None or value.const_value is None else strided(value.const_value)
 
 
 class _Strings(ir.StringTensor):
@@ -171,7 +175,8 @@ class Editor:
         later = deferred(op, [None if o is None else o.const_value for o in operands], attributes)
         if later is not None:
             return (self._add(later, Apply(op, origins, attributes), hint),)
-        values = [array(operand) for operand in operands]
+        read = _strided if op in ANY_ORDER else array
+        values = [read(operand) for operand in operands]
         results = apply(op, values, attributes)
         for content in values:
             mapped.release(content)
