@@ -163,6 +163,9 @@ def tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
 def _matmul(operands: list[Array], attributes: Mapping[str, Any]) -> Array:
     """A row times a wide matrix goes by blocks of columns, so that how the matrix is stored makes no difference."""
     row, matrix = operands
+    if row.shape[-1:] != matrix.shape[-2:][:1]:
+        shapes = f"{list(row.shape)} and {list(matrix.shape)}"
+        raise CanonicalizationError(f"cannot evaluate MatMul on constants of shapes {shapes}: they do not fit.")
     if row.ndim != 1 or matrix.ndim != 2:
         return np.asarray(np.matmul(np.ascontiguousarray(row), np.ascontiguousarray(matrix)))
     starts = range(0, max(matrix.shape[1], 1), _TILE)
