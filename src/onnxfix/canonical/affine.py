@@ -244,8 +244,10 @@ class FoldAffineBefore(ir.passes.InPlacePass):
         shape, bias = dims(linear.inputs[1]) or (), linear.inputs[2]
         rows = shape[0] if linear.op_type == "Gemm" else shape[1]
         channels = (rows or 0) * linear.attributes.get_int("group", 1)
+        if bias is None or (dims(pair[0]) or (None, None))[1] != channels:
+            return
         vector = channel_vector(editor, pair[1], rank=len(shape), axis=1, channels=channels)
-        if vector is None or bias is None or (dims(pair[0]) or (None, None))[1] != channels:
+        if vector is None:
             return
         kernel = linear.inputs[1]
         if node.op_type == "Mul":

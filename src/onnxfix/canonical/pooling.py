@@ -48,9 +48,10 @@ def _reduction(editor: Editor, node: ir.Node) -> None:
     if size not in (4, 5) or axes is None or sorted(int(a) % size for a in axes) != list(range(2, size)):
         return
     keepdims = node.attributes.get_int("keepdims", 1)
-    if 0 in (dims(node.inputs[0]) or ()) or node.inputs[0].dtype == ir.DataType.DOUBLE:
-        return  # runtimes pool neither
-    if keepdims and is_float(node.inputs[0]):
+    value = node.inputs[0]
+    if value is None or 0 in (dims(value) or ()) or value.dtype == ir.DataType.DOUBLE:
+        return  # runtimes pool neither nothing nor doubles
+    if keepdims and is_float(value):
         _replace(editor, node, _GLOBAL[node.op_type])
 
 
