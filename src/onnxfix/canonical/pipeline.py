@@ -169,6 +169,7 @@ def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None, batch: in
     infer_graph(model, trust=False)
     UnifyOpset()(model)
     settle(model, passes())
+    UnifyOpset()(model)  # what needed a newer opset may be gone
     canonical, origins, provenance = emit(model)
     if check is not None:
         check_values(proto, canonical, check)
