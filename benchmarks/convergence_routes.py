@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 import onnxfix
+from onnxfix.canonical.legalization import legalize
 from onnxfix.frameworks.torchvision_ops import ensure_torchvision_importable
 
 Route = Callable[["Origin", Path], onnx.ModelProto]
@@ -37,9 +38,13 @@ class Origin:
         else:
             self.feeds = [value.numpy() for value in example]
 
+    def source(self) -> onnxfix.Model:
+        """The network as we load it."""
+        return onnxfix.load(self.model, inputs=self.example or None)
+
     def lowered(self) -> onnx.ModelProto:
         """Our own raw lowering."""
-        return onnxfix.load(self.model, inputs=self.example or None).proto
+        return self.source().proto
 
 
 def _tf2onnx(origin: Origin, folder: Path, opset: int | None = None) -> onnx.ModelProto:
@@ -70,7 +75,10 @@ def _tflite(origin: Origin, folder: Path) -> onnx.ModelProto:
     import tensorflow as tf
 
     path = folder / "model.tflite"
-    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(origin.model).convert())
+    try:
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(origin.model).convert())
+    except Exception:  # TensorFlow's own error: for recurrent layers it wants a fixed batch, which our export gives it
+        onnxfix.export(origin.source(), "tflite", path)
     return onnxfix.load(path).proto
 
 
@@ -103,7 +111,10 @@ def _litert(origin: Origin, folder: Path) -> onnx.ModelProto:
 
 
 def _through_onnx2torch(dynamo: bool) -> Route:
-    """To ONNX, to PyTorch by onnx2torch, and back by one of torch's exporters."""
+    """To ONNX, to PyTorch by onnx2torch, and back by one of torch's exporters.
+
+    What onnx2torch refuses is converted from its legalised normal form, as :func:`onnxfix.export` does it.
+    """
 
     def route(origin: Origin, folder: Path) -> onnx.ModelProto:
         ensure_torchvision_importable()
@@ -112,6 +123,8 @@ def _through_onnx2torch(dynamo: bool) -> Route:
 
         example = tuple(torch.from_numpy(value) for value in origin.feeds)
         error: Exception | None = None
+        path = folder / f"onnx2torch_{'dynamo' if dynamo else 'torchscript'}.onnx"
+        options: dict[str, Any] = {"external_data": False} if dynamo else {"opset_version": 17}
         for opset in _OPSETS:
             try:
                 if origin.example:
@@ -120,11 +133,12 @@ def _through_onnx2torch(dynamo: bool) -> Route:
                 else:
                     source = _tf2onnx(origin, folder, opset)
                 module = onnx2torch.convert(source).eval()
-                path = folder / f"onnx2torch_{'dynamo' if dynamo else 'torchscript'}.onnx"
-                options: dict[str, Any] = {"external_data": False} if dynamo else {"opset_version": 17}
                 return _exported(module, example, path, dynamo=dynamo, **options)
             except Exception as failure:  # a converter's own crash; another opset may do
                 error = failure
+        if isinstance(error, NotImplementedError):
+            legal = legalize(onnxfix.canonicalize(source), "onnx2torch")
+            return _exported(onnx2torch.convert(legal).eval(), example, path, dynamo=dynamo, **options)
         assert error is not None
         raise error
 
