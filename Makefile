@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install demo test lint bench bench-clean bench-faults bench-bugs bench-convergence bench-large picture clean
+.PHONY: install demo test lint bench bench-clean bench-faults bench-bugs bench-convergence bench-canonical bench-large picture clean
 
 install: $(STAMP)
 
@@ -43,6 +43,9 @@ bench-bugs: install
 
 bench-convergence: install
 	$(BIN)/python benchmarks/convergence.py
+
+bench-canonical: install
+	$(BIN)/python benchmarks/canonical.py
 
 bench-large: install
 	$(BIN)/python benchmarks/large_model.py

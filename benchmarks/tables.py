@@ -34,6 +34,20 @@ def write(name: str, title: str, text: str, columns: list[str], rows: list[list[
     return path
 
 
+def write_sections(
+    name: str, title: str, text: str, sections: list[tuple[str, str, list[str], list[list[str]]]]
+) -> Path:
+    """As :func:`write`, for several tables, each with a heading and a text of its own; the path within the repository."""
+    lines = [f"# {title}", "", text, "", measured_on(), ""]
+    for heading, words, columns, rows in sections:
+        lines += [f"## {heading}", "", words, ""]
+        lines += [_row(columns), _row(["---"] * len(columns)), *map(_row, rows), ""]
+    path = ROOT / "docs" / "benchmarks" / f"{datetime.date.today().isoformat()}-{name}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+    return path.relative_to(ROOT)
+
+
 def measured_on() -> str:
     """One sentence: the packages and the machine."""
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
