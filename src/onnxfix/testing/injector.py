@@ -14,7 +14,7 @@ from onnxfix.errors import OnnxFixError, RuntimeFailure
 from onnxfix.model import Model, load
 from onnxfix.testing.faults import REGISTRY, FaultOperator, Graph, Site, Unfit
 from onnxfix.testing.faults.operator import Candidate
-from onnxfix.testing.visibility import Feeds, Outputs, difference, random_batches, run_all, same_form
+from onnxfix.testing.visibility import Feeds, Outputs, difference, doubled, random_batches, run_all, same_form
 
 # A fault below this share of the output's range drowns in the float noise of another evaluation order.
 VISIBLE = 1e-5
@@ -123,6 +123,8 @@ def inject(
     faulty = _with_node_names(clean)
     rng = np.random.default_rng(seed)
     batches = [dict(feeds) for feeds in data] if data else random_batches(faulty, rng)
+    if REGISTRY[operator].reforms and not data:
+        batches = doubled(faulty, batches)
     planting = _Planting(REGISTRY[operator], faulty, batches, threshold=VISIBLE if visible else -1.0)
     for candidate in planting.order(rng, node):
         if planting.planted < count:
@@ -175,11 +177,11 @@ class _Planting:
             sites = self.operator.apply(graph, candidate, rng)
             graph.prune_constants()
             onnx.checker.check_model(trial)
-            outputs = run_all(trial, self._batches)
+            outputs = self._run(trial)
         except (Unfit, RuntimeFailure, onnx.checker.ValidationError) as refusal:
             self._refused.append(f"{candidate[0]}: {str(refusal).splitlines()[0]}")
             return
-        change = difference(self._outputs, outputs)
+        change = np.inf if self._is_reformed(outputs) else difference(self._outputs, outputs)
         if change <= self._threshold or not self._is_sane(change, outputs):
             self._refused.append(f"{candidate[0]}: it changes the outputs by {change:.1g}")
             return
@@ -189,9 +191,27 @@ class _Planting:
         self.planted += 1
         self._used.update(name for name in candidate if name in graph.nodes or name == candidate[0])
 
+    def _run(self, trial: onnx.ModelProto) -> list[Outputs]:
+        """The outputs of each batch; none where the fault is that the model does not take such batches."""
+        try:
+            return run_all(trial, self._batches)
+        except RuntimeFailure:
+            if not self.operator.reforms:
+                raise
+            return []
+
+    def _is_reformed(self, outputs: list[Outputs]) -> bool:
+        """Whether there are other outputs than before, or the same in another order, or none."""
+        if not self.operator.reforms:
+            return False
+        names = [list(batch) for batch in self._outputs]
+        return [list(batch) for batch in outputs] != names
+
     def _is_sane(self, change: float, outputs: list[Outputs]) -> bool:
         """Outputs of the same form, and finite unless the operator is about that."""
-        return change < np.inf or (not self.operator.finite and same_form(self._outputs, outputs))
+        if self.operator.reforms or change < np.inf:
+            return True
+        return not self.operator.finite and same_form(self._outputs, outputs)
 
     def refusals(self) -> str:
         """Why places were passed over, the first few."""

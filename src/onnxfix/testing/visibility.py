@@ -37,6 +37,16 @@ def random_batches(proto: onnx.ModelProto, rng: np.random.Generator) -> list[dic
     raise InputError(f"no random input found that the model accepts ({problem}): give data that it runs on.")
 
 
+def doubled(proto: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The feeds with every sample twice, where the model takes them: one alone does not show a frozen batch."""
+    twice = [{name: np.concatenate([a, a]) if a.ndim else a for name, a in batch.items()} for batch in batches]
+    try:
+        Session(proto).run(twice[0])
+    except OnnxFixError:
+        return batches
+    return twice
+
+
 def _random(spec: TensorSpec, size: int, rng: np.random.Generator) -> np.ndarray:
     dims = spec.shape or ()
     shape = tuple(dim if isinstance(dim, int) and dim > 0 else (size if axis else 1) for axis, dim in enumerate(dims))

@@ -85,8 +85,18 @@ def _freed(source: Model, target: Model, data: Inputs, problem: OnnxFixError) ->
     found = [Change(faults[0], (patch,)), *(Change(fault) for fault in faults[1:])]
     if any(_broken(source, free, chunk) for chunk in chunks):
         baked = _unbaked(source, free, chunks)
+        if baked is None and not all(_runs(free, chunk) for chunk in chunks):
+            raise problem
         found.extend([] if baked is None else [baked])
     return found
+
+
+def _runs(target: Model, chunk: Chunk) -> bool:
+    try:
+        target.run(chunk.target)
+    except RuntimeFailure:
+        return False
+    return True
 
 
 def _is_frozen(ours: TensorSpec, theirs: TensorSpec) -> bool:

@@ -6,7 +6,6 @@ and a map that is not one to one is refused.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +15,13 @@ from onnxfix.align import GraphView
 
 # Numbers per class that are compared at most.
 _POINTS = 4096
-# Rows of weights that differ by less are the same row, and most of the rows must be found.
+# Rows of weights that differ by less are the same row, and half of the rows must be found.
 _SAME_ROW = 0.05
-_MAJORITY = 0.8
-_BETWEEN = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Transpose", "Gather", "Slice", "Pad", "Concat",
-                      "Squeeze", "Unsqueeze", "Identity", "Cast", "Flatten"})  # fmt: skip
-_MOVING = frozenset({"Transpose", "Gather", "Slice", "Pad", "Concat"})
+_MAJORITY = 0.5
+_BETWEEN = frozenset(
+    {"Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Transpose", "Gather", "Slice", "Pad", "Concat", "Squeeze",
+     "Unsqueeze", "Identity", "Cast", "Flatten", "Relu", "Clip", "Tanh", "LeakyRelu"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,62 +68,78 @@ def last_layer(view: GraphView, output: str) -> LastLayer | None:
     return None
 
 
-def class_movers(view: GraphView, output: str) -> Counter[str]:
-    """How often each op that moves classes or axes about stands between the last layer and an output."""
-    found: Counter[str] = Counter()
-    value = output
-    while value in view.producer:
-        node = view.nodes[view.producer[value][0]]
-        if node.op_type not in _BETWEEN:
-            break
-        if node.op_type in _MOVING:
-            found[node.op_type] += 1
-        value = next((v for v in node.input if v and not view.is_constant(v)), "")
-    return found
+def kinship(ours: LastLayer | None, theirs: LastLayer | None) -> float | None:
+    """Share of the source's rows of weights that the target's layer has, too, 0..1; None where one has no layer."""
+    if ours is None or theirs is None:
+        return None
+    if ours.rows.shape[1] != theirs.rows.shape[1]:
+        return 0.0
+    apart = _squared_distances(ours.rows, theirs.rows).min(axis=1)
+    return float(np.mean(apart <= _SAME_ROW**2 * (ours.rows * ours.rows).sum(axis=1)))
 
 
 def label_maps(
     ours: Sequence[np.ndarray],
     theirs: Sequence[np.ndarray],
-    axis: int,
-    layers: tuple[LastLayer | None, ...],
-    *,
-    moved: bool,
-) -> Iterator[np.ndarray]:
-    """Indices that pick the source's classes from the target's, all for which there is evidence.
+    layers: tuple[LastLayer | None, LastLayer | None],
+    orders: tuple[np.ndarray | None, np.ndarray | None],
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Indices that pick the source's classes from the target's, and whether the graphs themselves tell so.
 
-    What classes answer tells them apart where the graphs move them about in different ways, or one has more of them;
-    else only the weights that make them do, since wrong weights can make one class answer much like another.
+    What classes answer tells them apart only where the target has more of them, or moves them about as the source does
+    not: wrong weights can make one class answer much like another.
 
     Args:
-        ours: The source's output, feed by feed.
-        theirs: The target's, of the same shape but for ``axis``.
-        axis: The axis of the classes.
+        ours: The source's output, feed by feed, classes along axis 1.
+        theirs: The target's, of the same shape but for the classes.
         layers: The last layers of source and target.
-        moved: Whether the target moves classes about as the source does not.
+        orders: Which class of the last layer each class of the outputs is.
     """
-    a, b = _classes(ours, axis), _classes(theirs, axis)
+    a, b = _classes(ours, 1), _classes(theirs, 1)
     surplus = len(b) - len(a)
-    by_weights = _by_weights(layers, (len(a), len(b)))
-    if by_weights is not None:
-        yield by_weights
+    by_graph = _by_graph(layers, orders, (len(a), len(b)))
+    if by_graph is not None:
+        yield by_graph, True
+        return
+    mine, yours = orders
+    moved = mine is not None and yours is not None and not np.array_equal(mine, yours)
     if moved or surplus:
         by_answers = _nearest(a, b)
         if by_answers is not None:
-            yield by_answers
+            yield by_answers, False
     if surplus > 0:
-        yield np.arange(surplus, len(b))
-        yield np.arange(len(a))
+        yield np.arange(surplus, len(b)), False
+        yield np.arange(len(a)), False
 
 
-def _by_weights(layers: tuple[LastLayer | None, ...], sizes: tuple[int, int]) -> np.ndarray | None:
+def _by_graph(
+    layers: tuple[LastLayer | None, LastLayer | None],
+    orders: tuple[np.ndarray | None, np.ndarray | None],
+    sizes: tuple[int, int],
+) -> np.ndarray | None:
+    """The map that follows from the rows of both last layers and from what is done with their classes since."""
+    mine, yours = layers
+    if mine is None or yours is None:
+        return None
+    a, b = (np.arange(len(x.rows)) if o is None else o for x, o in zip((mine, yours), orders, strict=True))
+    if (len(a), len(b)) != sizes or a.min() < 0:
+        return None
+    same = kinship(mine, yours) or 0.0
+    rows = _by_weights(mine, yours)
+    if rows is None:
+        rows = np.arange(len(mine.rows)) if same >= _MAJORITY and mine.rows.shape == yours.rows.shape else None
+    if rows is None:
+        return None
+    place = {int(c): k for k, c in enumerate(b) if c >= 0}
+    wanted = [place.get(int(rows[c])) for c in a]
+    return None if None in wanted else np.asarray(wanted, np.int64)
+
+
+def _by_weights(mine: LastLayer, yours: LastLayer) -> np.ndarray | None:
     """The order in which the target's last layer has the source's rows, where its bias is in that order, too.
 
     Where the bias is the same for all classes it does not tell, and a wrong weight is the plainer explanation.
     """
-    mine, yours = layers
-    if mine is None or yours is None or (len(mine.rows), len(yours.rows)) != sizes:
-        return None
     if mine.rows.shape[1] != yours.rows.shape[1]:
         return None
     index = _nearest(mine.rows, yours.rows)
@@ -133,7 +149,8 @@ def _by_weights(layers: tuple[LastLayer | None, ...], sizes: tuple[int, int]) ->
     if np.mean(apart < _SAME_ROW) < _MAJORITY:
         return None
     same = np.isclose(yours.bias[index], mine.bias, rtol=_SAME_ROW, atol=_SAME_ROW * np.abs(mine.bias).max())
-    return index if np.ptp(mine.bias) > 0 and same.mean() >= _MAJORITY else None
+    plain = np.array_equal(index, np.arange(len(index)))
+    return index if plain or (np.ptp(mine.bias) > 0 and same.mean() >= _MAJORITY) else None
 
 
 def _classes(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
@@ -147,7 +164,10 @@ def _nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """The nearest row of ``b`` for each row of ``a``; None where two rows want the same one."""
     if a.shape[1] != b.shape[1]:
         return None
-    apart = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
-    index = apart.argmin(axis=1)
+    index = _squared_distances(a, b).argmin(axis=1)
     return index if len(set(index.tolist())) == len(index) else None
 
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T)

@@ -14,7 +14,7 @@ from onnxfix.compare import Accumulator
 from onnxfix.diagnose.boundary.change import Change, boundary_fault, boundary_patch, named, view_of
 from onnxfix.diagnose.boundary.fronts import constant
 from onnxfix.diagnose.boundary.hidden import hidden_output
-from onnxfix.diagnose.boundary.labels import class_movers, last_layer
+from onnxfix.diagnose.boundary.labels import last_layer
 from onnxfix.diagnose.boundary.matching_outputs import Match, Output, assigned, match
 from onnxfix.diagnose.boundary.samples import Samples
 from onnxfix.diagnose.boundary.stored import stored
@@ -41,9 +41,8 @@ def output_changes(source: Model, target: Model, samples: Samples) -> list[Chang
         return _applied(way, arrays, opset)
 
     table = [[match(a, b, apply) for b in theirs] for a in ours]
-    table = [
-        [Match(Way(), 0.0, 0.0) if (i, j) in movable else m for j, m in enumerate(row)] for i, row in enumerate(table)
-    ]
+    for i, j in movable:
+        table[i][j] = Match(Way(), 0.0, 0.0, table[i][j].kin)
     chosen = assigned(ours, theirs, table)
     return _Report(source, target, samples, ours, theirs, table, chosen).changes()
 
@@ -51,25 +50,23 @@ def output_changes(source: Model, target: Model, samples: Samples) -> list[Chang
 def _outputs(model: Model, samples: Samples, side: str) -> list[Output]:
     view = view_of(model)
     tails = [tail(view, spec.name) for spec in model.outputs]
-    arrays = samples.run(model, side)
-    wanted = [t.core for t in tails if t.activations]
-    cores = _values(view, list(dict.fromkeys(wanted)), samples, side)
+    before = _values(view, [t.last[0].input[0] for t in tails if t.last], samples, side)
     try:
         canonical = GraphView(model.canonical)
         layers = [last_layer(canonical, name) for name in canonical.outputs]
     except CanonicalizationError:
         layers = [None] * len(tails)
-    return [
-        Output(
-            spec.name, values, cores.get(t.core, values) if t.activations else values, t, layer,
-            class_movers(view, spec.name), _scale(view, spec.name),
-        )
-        for spec, values, t, layer in zip(model.outputs, arrays, tails, layers, strict=True)
-    ]  # fmt: skip
+    found = []
+    for values, end, layer in zip(samples.run(model, side), tails, layers, strict=True):
+        core = end.unactivated(before[end.last[0].input[0]]) if end.last else None
+        order = None if layer is None else end.order(len(layer.rows))
+        found.append(Output(end.output, values, core or values, end, layer, order, _scale(view, end.output)))
+    return found
 
 
-def _values(view: GraphView, names: Sequence[str], samples: Samples, side: str) -> dict[str, Arrays]:
+def _values(view: GraphView, wanted: Sequence[str], samples: Samples, side: str) -> dict[str, Arrays]:
     """Values inside a lowered graph, feed by feed."""
+    names = list(dict.fromkeys(wanted))
     if not names:
         return {}
     nodes = [n for n in view.nodes.values() if n]
@@ -157,7 +154,7 @@ class _Report:
     def _by_weights(self, found: Match, j: int) -> tuple[Match, tuple[SetParameter, ...]]:
         """Classes that only the last layer has in another order are put in order there."""
         index, layer = found.way.index, self.theirs[j].layer
-        if index is None or layer is None or len(index) != len(layer.rows) or self.theirs[j].movers:
+        if index is None or layer is None or len(index) != len(layer.rows) or self.theirs[j].tail.movers:
             return found, ()
         wanted = layer.reordered(GraphView(self.target.canonical), index)
         patches = stored(self.target, wanted)
@@ -189,7 +186,7 @@ class _Report:
 
     def _missing(self, edit: _Edit, i: int) -> Change:
         name = self.ours[i].name
-        found = hidden_output(view_of(self.target), self.samples, self.ours[i].arrays)
+        found = hidden_output(view_of(self.target), self.samples, self.ours[i])
         sources = _makers(self.source, self.ours[i])
         if found is not None:
             edit.expose(name, found, self.source.outputs[i])
@@ -306,7 +303,7 @@ class _Edit:
 
     def _stripped(self, last: Tail, way: Way, name: str) -> str:
         """Take activations out; the value on which the rest is put, or "" where it is the output itself already."""
-        stay, gone = last.without(way.kept or 0)
+        stay, gone = last.stripped()
         self._removed.extend(gone)
         more = not replace(way, kept=None).is_identity()
         if not stay:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxfix.canonical.origins import evaluate, invert, parameters_of
-from onnxfix.canonical.pipeline import NormalForm
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 from onnxfix.surgeon.patch import SetParameter
+
+if TYPE_CHECKING:
+    from onnxfix.canonical.pipeline import NormalForm
 
 _RTOL = 1e-5
 

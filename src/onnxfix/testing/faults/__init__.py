@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from onnxfix.testing.faults import (
     blocks,
+    boundary,
     graph,
     hyperparameters,
     layout,
     mode,
+    outputs,
     parameters,
     precision,
     settings,
@@ -18,7 +20,9 @@ from onnxfix.testing.faults.operator import FaultOperator, Site
 
 REGISTRY: dict[str, FaultOperator] = {
     operator.name: operator()
-    for family in (weights, parameters, hyperparameters, settings, graph, blocks, layout, precision, mode)
+    for family in (
+        weights, parameters, hyperparameters, settings, graph, blocks, layout, boundary, outputs, precision, mode
+    )
     for operator in family.OPERATORS
 }
 

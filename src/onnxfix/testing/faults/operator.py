@@ -50,6 +50,8 @@ class FaultOperator(ABC):
     kind: ClassVar[FaultKind]
     finite: ClassVar[bool] = True
     """Whether the faulty model must still give finite numbers."""
+    reforms: ClassVar[bool] = False
+    """Whether the faulty model may give other outputs (in number, order or size), or none for some sizes of data."""
 
     @abstractmethod
     def candidates(self, graph: Graph) -> list[Candidate]:
