@@ -31,7 +31,7 @@ from canonical_stacks import BLOCKS, stack
 Tool = tuple[Callable[[str], Any], Callable[[Any], Any]]  # load, optimise
 # Named as in the tables; onnxscript is measured on a ModelProto and on its own IR, which saves it two conversions.
 TOOLS = ("onnxfix", "onnxscript", "onnxscript (IR)", "onnxslim", "onnxsim", "onnxoptimizer", "ORT basic")
-COLUMNS = ["network", "tool", "CPU", "wall", "load + wall", "CPU against onnxfix", "peak memory", "of it loading", "nodes"]
+COLUMNS = ["network", "tool", "CPU", "wall", "load + wall", "CPU / onnxfix", "peak memory", "of it loading", "nodes"]
 GROWTH = ["stack", "blocks", "nodes", "nodes left", "CPU", "CPU per block", "against N log N"]
 LOWERING = ["way", "CPU", "wall", "part of tf2onnx's wall"]
 
@@ -47,8 +47,9 @@ def main() -> int:
     if options.measure:
         print(json.dumps(MEASURES.get(options.measure[0], _optimise)(*options.measure)))
         return 0
+    repeats = options.repeats
     sections = [
-        ("Side by side", _SIDE.format(repeats=options.repeats), COLUMNS, _side_by_side(options.networks, options.repeats)),
+        ("Side by side", _SIDE.format(repeats=repeats), COLUMNS, _side_by_side(options.networks, repeats)),
         ("Growth", _GROWING, GROWTH, _growth(options.blocks)),
         ("From TFLite", _FROM_TFLITE.format(repeats=options.lowering_repeats), LOWERING,
          _lowering(options.lowering_repeats)),
@@ -61,9 +62,9 @@ def main() -> int:
 
 _INTRODUCTION = "Written by `make bench-canonical`."
 _SIDE = (
-    "Raw exports of torch.onnx (dynamo, `optimize=False`) at full size with seeded weights. Each tool in a fresh process, "
-    "in turn, median of {repeats}. *CPU*, *wall*: optimising, the model loaded before (ORT basic loads in that time and "
-    "writes its result to a file). *peak memory*: greatest resident size of the process less that before loading; "
+    "Raw exports of torch.onnx (dynamo, `optimize=False`) at full size with seeded weights. Each tool in a fresh "
+    "process, in turn, median of {repeats}. *CPU*, *wall*: optimising, the model loaded before (ORT basic loads in that "
+    "time and writes its result to a file). *peak memory*: greatest resident size of the process less that before loading; "
     "*of it loading*: the same after loading. *nodes*: left in the main graph; ORT's fused ops count once each."
 )
 _GROWING = (
@@ -159,7 +160,8 @@ def _optimise(name: str, path: str) -> dict[str, float]:
     peak = _resident("VmHWM") - before
     graph = result().graph if callable(result) else result.graph
     nodes = graph.node if hasattr(graph, "node") else list(graph)
-    return {"cpu": cpu, "wall": wall, "load": loaded - started, "peak": peak, "loaded": high - before, "nodes": len(nodes)}
+    return {"cpu": cpu, "wall": wall, "load": loaded - started, "peak": peak, "loaded": high - before,
+            "nodes": len(nodes)}
 
 
 def _tool(name: str) -> Tool:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 from photos import ROOT
 
 from onnxfix.frameworks.torchvision_ops import ensure_torchvision_importable

@@ -37,7 +37,7 @@ def write(name: str, title: str, text: str, columns: list[str], rows: list[list[
 def write_sections(
     name: str, title: str, text: str, sections: list[tuple[str, str, list[str], list[list[str]]]]
 ) -> Path:
-    """As :func:`write`, for several tables, each with a heading and a text of its own; the path within the repository."""
+    """As :func:`write`, for several tables with a heading and a text each; the path within the repository."""
     lines = [f"# {title}", "", text, "", measured_on(), ""]
     for heading, words, columns, rows in sections:
         lines += [f"## {heading}", "", words, ""]
