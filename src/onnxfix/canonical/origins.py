@@ -292,6 +292,8 @@ def _operand(values: list[Array | None], slot: int) -> Array:
 def _repeated_axes(shape: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
     """Axes of ``shape`` along which a tensor of shape ``own`` is repeated when broadcast to it."""
     lead = len(shape) - len(own)
+    if lead < 0:
+        raise NotInvertible(f"a parameter of shape {list(own)} does not broadcast to {list(shape)}")
     return tuple(range(lead)) + tuple(lead + k for k, d in enumerate(own) if d == 1 and shape[lead + k] != 1)
 
 

@@ -10,6 +10,7 @@ from onnxfix.diagnose.differences import Difference, corrected
 from onnxfix.diagnose.evidence import Exhibit
 from onnxfix.diagnose.fault import Fault
 from onnxfix.diagnose.finding import Finding
+from onnxfix.diagnose.judging import entering_source
 from onnxfix.errors import AlignmentError, InputError
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model
@@ -33,9 +34,7 @@ def exhibit(finding: Finding, difference: Difference | None = None) -> Exhibit:
         model = assemble(alignment.target.proto, [node], constants, types, outputs)
     else:
         model = piece(alignment.target, region.target_nodes, list(region.feeds), outputs)
-    inside = {o for n in region.source_nodes for o in alignment.source.nodes[n].output}
-    entering = (v for n in region.source_nodes for v in alignment.source.operands(n) if v not in inside)
-    own = list(dict.fromkeys(entering))
+    own = list(entering_source(alignment, region))
     feeds = {t: recording.feeds[s] for t, s in region.feeds.items()}
     reference = None
     if [region.feeds[t] for t in feeds] == own:

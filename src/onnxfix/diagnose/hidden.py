@@ -14,7 +14,7 @@ from onnxfix.align import Alignment, Region
 from onnxfix.align.graph import attributes
 from onnxfix.diagnose.differences import Difference
 from onnxfix.diagnose.finding import Finding, Recording
-from onnxfix.diagnose.judging import Suspect, evaluate_target, record
+from onnxfix.diagnose.judging import Suspect, entering_source, evaluate_target, record
 from onnxfix.diagnose.noise import is_guilty, noise_floor
 from onnxfix.diagnose.storage import is_as_stored
 from onnxfix.errors import RuntimeFailure
@@ -95,8 +95,7 @@ def _finding(
     alignment: Alignment, region: Region, telling: tuple[Difference, ...], recording: Recording
 ) -> Finding | None:
     source = alignment.source
-    inside = {o for n in region.source_nodes for o in source.nodes[n].output}
-    own = tuple(dict.fromkeys(v for n in region.source_nodes for v in source.operands(n) if v not in inside))
+    own = entering_source(alignment, region)
     try:
         model = piece(source, region.source_nodes, own, [s for s, _ in region.outputs])
         feeds = _beyond(alignment, region, recording)

@@ -139,19 +139,22 @@ def record(
 
 def _entering(alignment: Alignment, region: Region) -> tuple[str, ...]:
     """Source values that enter either side's piece of a region."""
-    return tuple(dict.fromkeys([*region.feeds.values(), *_entering_source(alignment, region)]))
+    return tuple(dict.fromkeys([*region.feeds.values(), *entering_source(alignment, region)]))
 
 
-def _entering_source(alignment: Alignment, region: Region) -> tuple[str, ...]:
+def entering_source(alignment: Alignment, region: Region) -> tuple[str, ...]:
+    """Source values that enter the source's piece of a region."""
     inside = {o for n in region.source_nodes for o in alignment.source.nodes[n].output}
     own = (v for n in region.source_nodes for v in alignment.source.operands(n) if v not in inside)
-    return tuple(dict.fromkeys(own))
+    # What a region hands on as it came in (an op that is only the target's) enters it, too.
+    through = (s for s, _ in region.outputs if s not in inside and not alignment.source.is_constant(s))
+    return tuple(dict.fromkeys((*own, *(through if region.source_nodes else ()))))
 
 
 def _noise(alignment: Alignment, region: Region, recording: Recording) -> LocalError:
     if not region.source_nodes:
         return LocalError()
-    own = _entering_source(alignment, region)
+    own = entering_source(alignment, region)
     model = piece(alignment.source, region.source_nodes, own, [s for s, _ in region.outputs])
     return noise_floor(model, {v: recording.feeds[v] for v in own}, recording.outputs)
 
