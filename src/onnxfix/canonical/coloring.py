@@ -42,7 +42,7 @@ def content(value: np.ndarray) -> Color:
         state.update("\0".join(map(str, value.ravel())).encode())
     else:
         for piece in streamed(little):
-            state.update(piece)
+            state.update(piece.data)
     return state.digest()
 
 

@@ -77,7 +77,7 @@ def _open(proto: onnx.ModelProto, options: ort.SessionOptions) -> tuple[ort.Infe
     """A session, and the values that it was lent, which must be held as long as it."""
     lent: list[ort.OrtValue] = []
     providers = ["CPUExecutionProvider"]
-    content = None if any(mapped.references(proto)) else _serialized(proto)
+    content = None if _is_huge(proto) else _serialized(proto)
     if content is None:
         proto, lent = _lending(proto, options)
         content = proto.SerializeToString()
@@ -96,6 +96,11 @@ def _lending(proto: onnx.ModelProto, options: ort.SessionOptions) -> tuple[onnx.
     options.add_external_initializers(list(arrays), values)
     options.add_session_config_entry("session.disable_prepacking", "1")  # packing would copy them all
     return copy, values
+
+
+def _is_huge(proto: onnx.ModelProto) -> bool:
+    """Whether a model cannot be one string of bytes: its constants lie elsewhere, or are too large."""
+    return any(mapped.references(proto)) or sum(map(mapped.byte_size, proto.graph.initializer)) >= 2**31
 
 
 def _is_lent(tensor: onnx.TensorProto) -> bool:
