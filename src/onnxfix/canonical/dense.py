@@ -13,13 +13,13 @@ from onnxfix.canonical.queries import dims, integers, is_float, nodes_of, produc
 from onnxfix.canonical.regrouping import groups
 from onnxfix.canonical.reshaping import constant_target
 from onnxfix.canonical.rewriting import Editor, array, is_constant
-from onnxfix.canonical.symbolic import Size, product, sizes_of
+from onnxfix.canonical.symbolic import Size, sizes_of
 
 
 class SpellDense(ir.passes.InPlacePass):
     """Dense layers with a constant kernel.
 
-    - ``MatMul(x, W) = Gemm(x, W, 0)`` for a matrix x, and for one with more axes of size one
+    - ``MatMul(x, W) = Gemm(x, W, 0)`` for a matrix x, and for a vector of any rank
     - ``Gemm(x, W, c, alpha, beta, transB=1) = Gemm(x, alpha * W^T, beta * c)`` with c spread to [out]
     - a 1x1 Conv on a 1x1 map is ``Reshape(Gemm(Reshape(x), W^T, b))``
     """
@@ -65,14 +65,14 @@ def _matmul(editor: Editor, node: ir.Node) -> None:
 
 
 def _vectors(editor: Editor, node: ir.Node, channels: int) -> None:
-    """``MatMul(x, W)`` where x is no batch of sequences but has axes of size one in front of its columns."""
+    """``MatMul(x, W)`` where x is one vector, whatever its rank."""
     value, kernel = node.inputs
     sizes = sizes_of(value)
     if value is None or kernel is None or sizes is None or len(sizes) < 3:
         return
-    if is_sequence([size.number for size in sizes[:-1]]):
+    if any(size.number != 1 for size in sizes[:-1]):
         return
-    flat, result = [product(sizes[:-1]), sizes[-1]], [*sizes[:-1], Size(channels)]
+    flat, result = sizes[-2:], [*sizes[:-1], Size(channels)]
     target, back = constant_target(sizes, flat), constant_target([flat[0], result[-1]], result)
     if target is None or back is None:
         return
