@@ -176,7 +176,8 @@ def _trailing(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
         kernel = sizes_of(node.inputs[1])
         if not is_constant(node.inputs[1]) or kernel is None or len(kernel) != 2:
             return
-        if len(after) == 2 and not is_sequence([size.number for size in before[:-1]]):
+        here, there = (is_sequence([size.number for size in part[:-1]]) for part in (before, after))
+        if not here and (len(after) == 2 or there):
             return  # a dense layer on vectors
         count, result, attributes = 1, kernel[1:], {}
     else:
