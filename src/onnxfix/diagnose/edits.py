@@ -18,7 +18,6 @@ import onnx
 
 from onnxfix.align import Alignment
 from onnxfix.align.graph import GraphView, attributes
-from onnxfix.canonical.pipeline import normal_form
 from onnxfix.diagnose.compensation import between, clusters, touched
 from onnxfix.diagnose.differences import close
 from onnxfix.diagnose.excerpt import Excerpts
@@ -169,6 +168,8 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
 def _content(piece: onnx.ModelProto | None) -> _Content | None:
     if piece is None:
         return None
+    from onnxfix.canonical.pipeline import normal_form  # its import costs more than all else here
+
     try:
         view = GraphView(normal_form(piece).proto)
     except OnnxFixError:
