@@ -157,7 +157,12 @@ def _of_one_batch(origin: Any, model: Any) -> tuple[onnx.ModelProto, onnx.ModelP
 def _by_name(origin: Any, model: Any, feeds: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Feeds in a model's own input names, layout and dtypes: inputs correspond by position, or by dtype and shape."""
     named, left = {}, list(feeds)
+    read = {name for node in model.proto.graph.node for name in node.input}
     for spec in model.inputs:
+        if spec.name not in read:  # tf2onnx leaves the inputs of constants that it folded
+            shape = [d if isinstance(d, int) and d > 0 else 1 for d in spec.shape or ()]
+            named[spec.name] = np.zeros(shape, spec.dtype)
+            continue
         if not left:
             raise InputError(f"{spec.name} is an input that the origin does not have")
         shape = tuple(d if isinstance(d, int) and d > 0 else None for d in spec.shape or ())

@@ -20,7 +20,6 @@ CLASSES = 10
 KERAS_APPLICATIONS = {  # name -> (class in keras.applications, picture size)
     "MobileNetV2": ("MobileNetV2", 96), "MobileNetV3Small": ("MobileNetV3Small", 96), "ResNet101": ("ResNet101", 64),
     "InceptionV3": ("InceptionV3", 96), "DenseNet121": ("DenseNet121", 64), "EfficientNetB0": ("EfficientNetB0", 64),
-    "ConvNeXt-Tiny": ("ConvNeXtTiny", 64),
 }
 
 
@@ -73,6 +72,14 @@ def _autoencoder(layers: Any, keras: Any) -> Any:
     return keras.Model(inputs, layers.Dense(640)(x))
 
 
+def _convnext(layers: Any, keras: Any) -> Any:
+    """ConvNeXt-Tiny with fewer and narrower blocks."""
+    from keras.src.applications.convnext import ConvNeXt  # the public builders have fixed widths
+
+    return ConvNeXt(depths=[2, 2, 3, 2], projection_dims=[24, 48, 96, 192], weights=None, input_shape=(64, 64, 3),
+                    classes=CLASSES, name="convnext")
+
+
 def _keras_recurrent(cell: str) -> Callable[[Any, Any], Any]:
     def build(layers: Any, keras: Any) -> Any:
         inputs = layers.Input((20, 16))
@@ -84,8 +91,8 @@ def _keras_recurrent(cell: str) -> Callable[[Any, Any], Any]:
 
 
 KERAS_WRITTEN: dict[str, Callable[[Any, Any], Any]] = {
-    "DS-CNN": _ds_cnn, "dense autoencoder": _autoencoder, "LSTM (Keras)": _keras_recurrent("LSTM"),
-    "GRU (Keras)": _keras_recurrent("GRU"),
+    "ConvNeXt-Tiny": _convnext, "DS-CNN": _ds_cnn, "dense autoencoder": _autoencoder,
+    "LSTM (Keras)": _keras_recurrent("LSTM"), "GRU (Keras)": _keras_recurrent("GRU"),
 }
 KERAS = (*KERAS_APPLICATIONS, *KERAS_WRITTEN)
 TORCH = ("U-Net", "ViT", "Swin", "BERT", "GPT-2", "LSTM (PyTorch)", "GRU (PyTorch)", "MobileNetV2 (PyTorch)")

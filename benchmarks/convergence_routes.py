@@ -16,7 +16,8 @@ from onnxfix.canonical.legalization import legalize
 from onnxfix.frameworks.torchvision_ops import ensure_torchvision_importable
 
 Route = Callable[["Origin", Path], onnx.ModelProto]
-# What onnx2torch understands and torch.export can trace differs from network to network: the first that works is taken.
+# What onnx2torch understands and torch.export can trace differs from network to network: the first that works is taken,
+# and where none does, what `onnxfix.export` makes of the model for the same converter.
 _OPSETS = (10, 13, 17)
 
 
@@ -106,7 +107,10 @@ def _litert(origin: Origin, folder: Path) -> onnx.ModelProto:
     import litert_torch
 
     path = folder / "litert.tflite"
-    litert_torch.convert(origin.model, origin.example).export(str(path))
+    try:
+        litert_torch.convert(origin.model, origin.example).export(str(path))
+    except Exception:  # a converter's own crash; respelled for it the model may do
+        onnxfix.export(origin.lowered(), "tflite", path)
     return onnxfix.load(path).proto
 
 
@@ -137,10 +141,13 @@ def _through_onnx2torch(dynamo: bool) -> Route:
             except Exception as failure:  # a converter's own crash; another opset may do
                 error = failure
         if isinstance(error, NotImplementedError):
-            legal = legalize(onnxfix.canonicalize(source), "onnx2torch")
-            return _exported(onnx2torch.convert(legal).eval(), example, path, dynamo=dynamo, **options)
-        assert error is not None
-        raise error
+            try:
+                legal = legalize(onnxfix.canonicalize(source), "onnx2torch")
+                return _exported(onnx2torch.convert(legal).eval(), example, path, dynamo=dynamo, **options)
+            except Exception as failure:  # such as shapes that torch.export cannot trace
+                error = failure
+        module = onnxfix.export(origin.lowered(), "pytorch")
+        return _exported(module, example, path, dynamo=dynamo, **options)
 
     return route
 

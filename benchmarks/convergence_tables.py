@@ -15,10 +15,12 @@ TEXT = """Each cell is one way from a network to ONNX, plain or after an optimis
 A cell counts where its answers are those of the origin to 1e-3 of the greatest; the raw lowering itself, which
 all others are compared with, is not counted. *equal*: the normal form is that of the raw lowering, to the byte; *iso*:
 isomorphic with weights (float noise, layout and batch of the boundary aside); a number: nodes of another kind, where 0
-says that they are wired or parametrised differently; *failed*: the converter or optimiser failed; *other*: it converts
-to other answers; *refused*: onnxruntime refuses the file. In brackets, after an optimiser: whether its own output,
-without our normal form, is isomorphic to what it makes of the raw lowering (+ or -); the raw lowering has a symbolic
-batch where most PyTorch routes fix it, which no optimiser can undo, so this is a lower bound for them.
+says that they are wired or parametrised differently; *failed*: the converter or optimiser failed, for the reason given
+at the end; *other*: it converts to other answers; *refused*: onnxruntime refuses the file. In brackets, after an
+optimiser: whether its own output, without our normal form, is isomorphic to what it makes of the raw lowering (+ or -);
+the raw lowering has a symbolic batch where most PyTorch routes fix it, which no optimiser can undo, so this is a lower
+bound for them. Where onnx2torch or litert-torch fails on a network as its exporter writes it, they are given what
+`onnxfix.export` legalises for them.
 Pictures are small and stacks short: see `benchmarks/convergence_nets.py`."""
 
 

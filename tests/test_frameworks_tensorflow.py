@@ -163,10 +163,11 @@ ROWS = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
             x, 0, 0, num_bits=4, signed_input=False, range_given=False, round_mode="HALF_UP"), [np.abs(ROWS)]),
         (lambda x: tf.compat.v1.image.resize_nearest_neighbor(x, [5, 7], half_pixel_centers=True),
          [np.arange(24, dtype=np.float32).reshape(1, 4, 3, 2)]),
+        (tf.math.erfc, [ROWS]),
     ],
     ids=["floormod", "floordiv", "floormod-float", "one_hot", "one_hot-int", "segment_sum", "segment_max", "segment_min",
          "segment_prod", "scatter_nd", "qdq4", "qdq3-given", "qdq5-axis",
-         "qdq4-unsigned", "resize-nearest"],
+         "qdq4-unsigned", "resize-nearest", "erfc"],
 )
 def test_operators_that_tf2onnx_lowers_wrongly(function, arrays):
     specs = [tf.TensorSpec(a.shape, a.dtype) for a in arrays]
@@ -176,6 +177,28 @@ def test_operators_that_tf2onnx_lowers_wrongly(function, arrays):
     assert lowered.dtype == native.dtype
     # max and min of an empty segment are the type's limits; everything else is a few float operations
     np.testing.assert_allclose(lowered, native, rtol=1e-6, atol=1e-6)
+
+
+def test_functions_that_are_inlined_everywhere_are_not_lowered_by_themselves(tmp_path):
+    """Their kernels have no shape there, on which tf2onnx stumbles."""
+    kernel = tf.Variable(np.random.default_rng(3).normal(size=(3, 3, 4, 2)).astype(np.float32))
+
+    @tf.function(jit_compile=True)
+    def convolve(x, weights):
+        return tf.nn.conv2d(x, weights, 1, "SAME")
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 5, 5, 4], tf.float32)])
+        def serve(self, x):
+            return {"y": tf.nn.relu(convolve(x, kernel))}
+
+    module = Module()
+    module.kernel = kernel
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.serve)
+    model = onnxfix.load(tmp_path / "saved")
+    feeds = random_feeds(model)
+    for name, value in model.run_native(feeds).items():
+        np.testing.assert_allclose(model.run(feeds)[name], value, rtol=1e-5, atol=1e-5)
 
 
 def test_a_real_wrong_conversions_source_lowers_right(shared_data):

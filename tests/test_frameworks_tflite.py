@@ -154,6 +154,25 @@ def test_integer_floor_division_and_modulo_of_negatives():
         assert any(np.array_equal(value, a % b) for value in found)
 
 
+def test_embedding_lookup_gathers_rows():
+    table = tf.constant(np.random.default_rng(2).normal(size=(7, 3)).astype(np.float32))
+
+    def look_up(tree):
+        """The converter writes GATHER(table, ids); litert-torch writes EMBEDDING_LOOKUP(ids, table)."""
+        gather = next(o for o in tree.subgraphs[0].operators if len(o.inputs) == 2)
+        code = tree.operatorCodes[gather.opcodeIndex]
+        code.builtinCode = code.deprecatedBuiltinCode = schema().BuiltinOperator.EMBEDDING_LOOKUP
+        gather.inputs = gather.inputs[::-1]
+        gather.builtinOptions, gather.builtinOptionsType = None, 0
+
+    gathering = of_function(lambda ids: tf.gather(table, ids), tf.TensorSpec([4], tf.int32))
+    model = onnxfix.load(edited(gathering, look_up))
+    feeds = {model.inputs[0].name: np.array([6, 0, 0, 3], np.int32)}
+    native, lowered = (next(iter(run(feeds).values())) for run in (model.run_native, model.run))
+    np.testing.assert_array_equal(lowered, native)
+    np.testing.assert_array_equal(native, table.numpy()[[6, 0, 0, 3]])
+
+
 def test_operator_options_that_tf2onnx_misreads(content):
     probabilities = of_function(tf.nn.softmax, tf.TensorSpec([2, 5], tf.float32))
 

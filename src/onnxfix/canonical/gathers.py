@@ -16,7 +16,8 @@ _END = np.iinfo(np.int64).max
 class SpellGathers(ir.passes.InPlacePass):
     """``Gather(x, 3) = Reshape(Slice(x, 3, 4))``, ``Gather(x, [2, 3]) = Slice(x, 2, 4)`` for constant indices.
 
-    Vectors of integers are left alone: they are shapes, which have rules of their own.
+    Vectors of integers are left alone: they are shapes, which have rules of their own. Rows that indices name one by
+    one are gathered: ``GatherND(x, i[..., 1]) = Gather(x, i[...])``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -25,7 +26,25 @@ class SpellGathers(ir.passes.InPlacePass):
         for node in live(model.graph):
             if is_op(node, "Gather") and not is_constant(node.inputs[0]):
                 _respell(editor, node)
+            elif is_op(node, "GatherND"):
+                _rows(editor, node)
         return ir.passes.PassResult(model, editor.modified)
+
+
+def _rows(editor: Editor, node: ir.Node) -> None:
+    indices, sizes = node.inputs[1], sizes_of(node.inputs[1])
+    if indices is None or not sizes or sizes[-1].number != 1 or attribute(node, "batch_dims", 0):
+        return
+    target = constant_target(sizes, sizes[:-1])
+    if target is None:
+        return
+    if is_constant(indices):
+        places = editor.constant("Reshape", indices, editor.literal(np.array(target, np.int64)))
+    else:
+        places = reshape(editor, indices, target, sizes[:-1], [node], node)
+    rows = editor.node("Gather", [node.inputs[0], places], like=[node], before=node, attributes={"axis": 0})
+    editor.replace(node.outputs[0], rows.outputs[0])
+    editor.remove([node])
 
 
 def _respell(editor: Editor, node: ir.Node) -> None:

@@ -15,7 +15,15 @@ from onnxfix.canonical.coloring import (
     kind,
 )
 from onnxfix.canonical.matching import Matcher
-from onnxfix.canonical.topology import Operand, Topology, Vertex, same_layout, topology, without_adapters
+from onnxfix.canonical.topology import (
+    Operand,
+    Topology,
+    Vertex,
+    same_layout,
+    topology,
+    without_adapters,
+    without_unread,
+)
 
 if TYPE_CHECKING:
     from onnxfix.canonical.pipeline import NormalForm
@@ -49,9 +57,9 @@ def fingerprint(model: Any, weights: bool = True) -> str:
 def is_isomorphic(a: Any, b: Any, weights: bool = True, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
     """Whether two models are the same graph: ops, attributes, connections and (up to tolerance) constants.
 
-    Not counted as differences: names; layout of inputs and outputs (channels first or last: Transposes at the
-    boundary); a batch dimension that is fixed in one model and symbolic in the other; Reshape targets that mean the
-    same; the order of the operands of commutative ops.
+    Not counted as differences: names; inputs that nothing reads; integer inputs of 32 or 64 bits; layout of inputs and
+    outputs (channels first or last: Transposes at the boundary); a batch dimension that is fixed in one model and
+    symbolic in the other; Reshape targets that mean the same; the order of the operands of commutative ops.
 
     Args:
         a: Anything :func:`onnxfix.load` takes.
@@ -98,12 +106,13 @@ def _of_one_batch(one: Model, two: Model, first: Topology, second: Topology) -> 
 
 def _batch(graph: Topology) -> int | str | None:
     """The first dimension that all inputs share; None if they do not, or it is unknown."""
-    found = {spec.shape[0] if spec.shape else None for spec in graph.inputs}
+    found = {spec.shape[0] if spec.shape else None for spec in without_unread(graph).inputs}
     return found.pop() if len(found) == 1 else None
 
 
 def isomorphic(first: Topology, second: Topology, *, weights: bool, rtol: float, atol: float) -> bool:
     """:func:`is_isomorphic` on graphs that are already in normal form."""
+    first, second = without_unread(first), without_unread(second)
     one, two = without_adapters(first), without_adapters(second)
     if len(one.entries) != len(two.entries) or len(one.exits) != len(two.exits):
         return False
@@ -111,7 +120,7 @@ def isomorphic(first: Topology, second: Topology, *, weights: bool, rtol: float,
         return False
     if not all(same_layout(p, q, entry=False) for p, q in zip(one.exits, two.exits, strict=True)):
         return False
-    if any(p.element != q.element for p, q in zip(first.inputs, second.inputs, strict=True)):
+    if any(p.kind != q.kind for p, q in zip(first.inputs, second.inputs, strict=True)):
         return False
     return Matcher(one.graph, two.graph, weights=weights, rtol=rtol, atol=atol).match()
 

@@ -124,7 +124,7 @@ class Matcher:
             constant=constant,
             attribute=without_floats,
             body=self._body,
-            entry=[digest(b"input", str(k).encode(), str(s.element).encode()) for k, s in enumerate(graph.inputs)],
+            entry=[digest(b"input", str(k).encode(), str(s.kind).encode()) for k, s in enumerate(graph.inputs)],
         )
         coloring.refine()
         return coloring

@@ -21,7 +21,8 @@ class SinkReshapes(ir.passes.InPlacePass):
 
     A constant comes along where it varies over whole groups of axes that the Reshape splits or merges: a bias [2, 4]
     behind a Reshape of [N, 8] to [N, 2, 4] is a bias [8] before it. An operand that is not reshaped, or in another way,
-    comes along where axes are merged: ``Reshape(x[N, H, W, C]) + y[N, S, C] = Reshape(x + Reshape(y, [N, H, W, C]))``.
+    comes along where axes are merged: ``Reshape(x[N, H, W, C]) + y[N, S, C] = Reshape(x + Reshape(y, [N, H, W, C]))``,
+    or where a batch of one is dropped.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -44,7 +45,7 @@ def _sink(editor: Editor, node: ir.Node) -> None:
     inputs: list[ir.Value | None] = []
     moved: dict[int, list[int]] = {}
     along: list[int] = []
-    merges = _long(shape) > _long(sizes) and transposed(present[0].inputs[0]) is None
+    merges = (_long(shape) > _long(sizes) or _drops_batch(shape, sizes)) and transposed(present[0].inputs[0]) is None
     for slot, (value, mover) in enumerate(zip(node.inputs, movers, strict=True)):
         if mover is not None and _alike(mover, shape, sizes):
             inputs.append(mover.inputs[0])
@@ -77,6 +78,14 @@ def _sink(editor: Editor, node: ir.Node) -> None:
 
 def _long(sizes: Sequence[Size]) -> int:
     return sum(size.number != 1 for size in sizes)
+
+
+def _drops_batch(shape: Sequence[Size], sizes: Sequence[Size]) -> bool:
+    """Whether all that goes is leading ones: a sequence in a batch of one."""
+    lead = len(shape) - len(sizes)
+    if lead <= 0 or len(sizes) < 2 or sizes[0].number in (None, 1):
+        return False  # a size without a number is a batch itself
+    return list(shape[lead:]) == list(sizes) and all(size.number == 1 for size in shape[:lead])
 
 
 def _foremost(mover: ir.Node) -> tuple[int, bool, int]:

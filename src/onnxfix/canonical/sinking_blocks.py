@@ -19,16 +19,17 @@ from onnxfix.canonical.symbolic import Size, sizes_of
 class SinkThroughBlocks(ir.passes.InPlacePass):
     """``f(Reshape(x)) -> Reshape(f(x))`` where f works along axes that the Reshape leaves alone.
 
-    Softmax, LayerNormalization, reductions, Pad, Slice, Concat, and MatMul with a constant matrix. A reduction may also
-    be one over all that the Reshape splits: the mean over H and W of ``[N, H, W, C]`` is that over S of ``[N, S, C]``.
+    Softmax, LayerNormalization, reductions, Pad, Slice, Concat, MatMul with a constant matrix, and Gather of rows of a
+    constant, where the indices are reshaped. A reduction may also be one over all that the Reshape splits: the mean
+    over H and W of ``[N, H, W, C]`` is that over S of ``[N, S, C]``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Push through the whole graph in one topological walk."""
         editor = Editor(model.graph)
         for node in live(model.graph):
-            if is_op(node, "Concat"):
-                _concat(editor, node)
+            if is_op(node, "Concat", "Gather"):
+                (_concat if node.op_type == "Concat" else _indices)(editor, node)
                 continue
             mover = producer(node.inputs[0], "Reshape") if node.inputs else None
             if mover is None or not is_constant(mover.inputs[1]):
@@ -133,6 +134,21 @@ def _resized_axes(editor: Editor, node: ir.Node, mover: ir.Node) -> None:
     inputs = [mover.inputs[0], *node.inputs[1:]]
     inputs[slot] = editor.literal(np.array(moved, np.int64))
     new = rebuild(editor, node, inputs)
+    editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, result, [mover], node))
+    editor.remove([node, mover])
+
+
+def _indices(editor: Editor, node: ir.Node) -> None:
+    """``Gather(table, Reshape(i)) = Reshape(Gather(table, i))``."""
+    mover, table = producer(node.inputs[1], "Reshape"), sizes_of(node.inputs[0])
+    sizes = None if mover is None or not is_constant(mover.inputs[1]) else _sizes(mover)
+    if mover is None or sizes is None or table is None or not is_constant(node.inputs[0]) or attribute(node, "axis", 0):
+        return
+    rows, result = [*sizes[0], *table[1:]], [*sizes[1], *table[1:]]
+    target = constant_target(rows, result)
+    if target is None:
+        return
+    new = rebuild(editor, node, [node.inputs[0], mover.inputs[0]])
     editor.replace(node.outputs[0], reshape(editor, new.outputs[0], target, result, [mover], node))
     editor.remove([node, mover])
 

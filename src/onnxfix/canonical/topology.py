@@ -38,6 +38,11 @@ class Boundary:
     element: int
     shape: tuple[int | str | None, ...] | None
 
+    @property
+    def kind(self) -> int:
+        """The element type, int32 and int64 being one: converters to TFLite narrow indices."""
+        return onnx.TensorProto.INT64 if self.element == onnx.TensorProto.INT32 else self.element
+
     @classmethod
     def of(cls, info: onnx.ValueInfoProto) -> Boundary:
         """Read the type of a graph input or output; anything but a tensor is known by its kind only."""
@@ -168,6 +173,20 @@ class Core:
     graph: Topology
     entries: tuple[tuple[int, ...] | None, ...]
     exits: tuple[tuple[int, ...] | None, ...]
+
+
+def without_unread(graph: Topology) -> Topology:
+    """The graph without inputs that nothing reads: tf2onnx leaves those of constants that it folded."""
+    operands = [*graph.outputs, *(operand for vertex in graph.vertices for operand in vertex.operands)]
+    read = sorted({operand.index for operand in operands if operand.kind == "input"})
+    if len(read) == len(graph.inputs):
+        return graph
+    places = {Operand("input", index): Operand("input", place) for place, index in enumerate(read)}
+    return replace(
+        graph, inputs=[graph.inputs[index] for index in read],
+        outputs=[places.get(operand, operand) for operand in graph.outputs],
+        vertices=[replace(v, operands=tuple(places.get(o, o) for o in v.operands)) for v in graph.vertices],
+    )
 
 
 def without_adapters(graph: Topology) -> Core:

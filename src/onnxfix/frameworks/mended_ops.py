@@ -1,4 +1,4 @@
-"""Own lowerings for operators that tf2onnx 1.17 lowers wrongly.
+"""Own lowerings for operators that tf2onnx 1.17 lowers wrongly or not at all.
 
 Each handler has tf2onnx's custom handler signature and leaves the node's output name as it was.
 """
@@ -25,6 +25,8 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         "Conv2DBackpropInput": _conv_transpose,
         "Conv3DBackpropInputV2": _conv_transpose,
         "ScatterNd": _scatter_nd,
+        "Erfc": _erfc,
+        "TFL_EMBEDDING_LOOKUP": _embedding_lookup,
         _QDQ: _quantize_and_dequantize,
     }
     mended.update({f"UnsortedSegment{kind}": _unsorted_segment for kind in _SEGMENTS})
@@ -125,6 +127,26 @@ def _scatter_nd(graph: Any, node: Any, name: str, args: list[Any]) -> None:
     node.type = "ScatterND"
     ScatterND.version_11(graph, node)
     node.set_attr("reduction", "add")
+
+
+def _erfc(graph: Any, node: Any, name: str, args: list[Any]) -> None:
+    """``erfc(x) = 1 - erf(x)``, as in the Gelu of TensorFlow; where erfc(x) is nearly nothing its digits are lost."""
+    from tf2onnx import utils
+
+    one = _const(graph, np.array(1, utils.map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))))
+    _replace(graph, node, "Sub", [one, _make(graph, node, "Erf", node.input)])
+
+
+def _embedding_lookup(graph: Any, node: Any, name: str, args: list[Any]) -> None:
+    """Rows of a table by number.
+
+    Raises:
+        ValueError: the table is stored in another type than the rows have.
+    """
+    ids, table = node.input
+    if graph.get_dtype(table) != graph.get_dtype(node.output[0]):
+        raise ValueError(f"{node.name}: EMBEDDING_LOOKUP in a table that is stored quantized has no ONNX form")
+    _replace(graph, node, "Gather", [table, ids], axis=0)
 
 
 _SEGMENTS: dict[str, tuple[str, Callable[[np.dtype[Any]], Any]]] = {

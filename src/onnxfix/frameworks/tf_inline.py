@@ -6,17 +6,39 @@ inline those, and tf2onnx knows no calls.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 def inlined(graph_def: Any) -> Any:
-    """A graph in which every plain call is replaced by the body of its function; names get the call's as a prefix."""
+    """A graph in which every plain call is replaced by the body of its function; names get the call's as a prefix.
+
+    Functions that nothing calls any more are left out: tf2onnx would lower them too, and knows no shapes there.
+    """
     functions = {function.signature.name: function for function in graph_def.library.function}
+    if not any(_is_call(node, functions) for node in graph_def.node):
+        return graph_def
     while any(_is_call(node, functions) for node in graph_def.node):
         graph_def = _one_level(graph_def, functions)
+    called = _called(graph_def.node, functions)
+    del graph_def.library.gradient[:]
+    del graph_def.library.function[:]
+    graph_def.library.function.extend(function for name, function in functions.items() if name in called)
     return graph_def
+
+
+def _called(nodes: Iterable[Any], functions: dict[str, Any]) -> set[str]:
+    """The functions that nodes name, and those that their bodies name."""
+    found: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        for value in waiting.pop().attr.values():
+            for name in {value.func.name, *(function.name for function in value.list.func)} & functions.keys() - found:
+                found.add(name)
+                waiting += functions[name].node_def
+    return found
 
 
 def _is_call(node: Any, functions: dict[str, Any]) -> bool:
