@@ -12,7 +12,7 @@ from onnxfix.canonical import legalize
 from onnxfix.errors import CanonicalizationError
 from onnxfix.runtime.session import Session
 
-TARGETS = ["onnx2torch", "litert-torch", "onnx2tf", "tf2onnx-tflite"]
+TARGETS = ["onnx2torch", "litert-torch", "onnx2tf", "tf2onnx-tflite", "keras"]
 RNG = np.random.default_rng(7)
 
 
@@ -268,3 +268,60 @@ def test_an_op_without_an_older_form_is_named() -> None:
         legalize(model, "onnx2torch")
     with pytest.raises(ValueError, match="onnx2torch, litert-torch"):
         legalize(model, "caffe")
+
+
+@pytest.mark.parametrize("target", ["onnx2torch", "litert-torch", "keras"])
+@pytest.mark.parametrize("attributes", [
+    "dilations = [2, 3], pads = [1, 1, 0, 1]", "dilations = [2, 1], strides = [2, 2]",
+    "dilations = [2, 2], pads = [2, 1, 1, 1], count_include_pad = 1", "dilations = [3, 2], ceil_mode = 1, strides = [2, 3]",
+])
+def test_dilated_average_pools_are_sums_of_slices(attributes: str, target: str) -> None:
+    model = parse(f"({X}) => (float[2,4,h,w] y) {{ y = AveragePool <kernel_shape = [3, 2], {attributes}> (x) }}", 19)
+    assert "AveragePool" not in ops(legal(model, target))
+
+
+def test_dilated_max_pools_are_maxima_of_slices_where_they_must_be() -> None:
+    text = f"({X}) => (float[2,4,h,w] y) {{ y = MaxPool <kernel_shape = [2, 3], dilations = [3, 2], strides = [1, 2], "
+    model = parse(text + "pads = [1, 1, 0, 1]> (x) }", 12)
+    assert "MaxPool" in ops(legal(model, "onnx2torch"))
+    for target in ("litert-torch", "keras"):
+        assert ops(legal(model, target)).count("Slice") == 6
+
+
+@pytest.mark.parametrize("attributes", ["p = 1", "p = 3, strides = [2, 1]", "pads = [1, 0, 1, 1]", "dilations = [2, 2]"])
+def test_pools_of_powers_are_powers_of_average_pools(attributes: str) -> None:
+    text = f"({X}) => (float[2,4,h,w] y) {{ y = LpPool <kernel_shape = [3, 2], {attributes}> (x) }}"
+    assert "LpPool" not in ops(legal(parse(text, 18)))
+
+
+@pytest.mark.parametrize(("size", "attributes"), [(3, ""), (5, "alpha = 0.5, beta = 0.6, bias = 1.5,"), (1, "")])
+def test_normalisation_by_neighbouring_channels_is_spelled_out_for_litert_and_keras(size: int, attributes: str) -> None:
+    model = parse(f"({X}) => (float[2,4,7,9] y) {{ y = LRN <{attributes} size = {size}> (x) }}", 17)
+    for target in ("litert-torch", "keras"):
+        assert "LRN" not in ops(legal(model, target))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("attributes", ["", "inverse = 1", "onesided = 1"])
+@pytest.mark.parametrize("length", [None, 5, 9])
+def test_fourier_transforms_are_products_with_matrices(parts: int, attributes: str, length: int | None) -> None:
+    given = {} if length is None else {"n": np.array(length, np.int64)}
+    operands = "x" if length is None else "x, n"
+    text = f"(float[2,7,3,{parts}] x) => (float[2,k,3,2] y) {{ y = DFT <axis = 1 {', ' * bool(attributes)}{attributes}> ({operands}) }}"
+    if parts == 2 and "onesided" in attributes:
+        pytest.skip("the standard has no one-sided transform of complex numbers")
+    assert "DFT" not in ops(legal(parse(text, 17, **given)))
+
+
+def test_short_time_transforms_are_gathered_and_multiplied() -> None:
+    text = "(float[2,40,1] x) => (float[2,f,k,2] y) { y = STFT (x, step, window) }"
+    model = parse(text, 17, step=np.array(6, np.int64), window=np.hanning(16).astype(np.float32))
+    assert "STFT" not in ops(legal(model))
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_crops_that_are_resized_are_linear_maps(mode: str) -> None:
+    text = f"""({X}) => (float[2,4,5,6] y) {{
+        y = Resize <mode = "{mode}", coordinate_transformation_mode = "tf_crop_and_resize"> (x, roi, , sizes) }}"""
+    roi = np.array([0, 0, 0.2, -0.1, 1, 1, 0.9, 1.2], np.float32)
+    assert "Resize" not in ops(legal(parse(text, 17, roi=roi, sizes=ints(2, 4, 5, 6))))

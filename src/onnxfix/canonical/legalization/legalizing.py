@@ -14,6 +14,7 @@ from onnxfix.canonical.inference import infer_graph, refresh
 from onnxfix.canonical.ingest import ingest
 from onnxfix.canonical.legalization.branches import TakeBranches
 from onnxfix.canonical.legalization.comparisons import COMPARISONS
+from onnxfix.canonical.legalization.dilated_pools import POOLS, dilated_max_pool
 from onnxfix.canonical.legalization.downgrade import downgrade
 from onnxfix.canonical.legalization.elementwise import ELEMENTWISE
 from onnxfix.canonical.legalization.emission import emit
@@ -26,6 +27,7 @@ from onnxfix.canonical.legalization.recurrent import RECURRENT
 from onnxfix.canonical.legalization.resizing import RESIZING
 from onnxfix.canonical.legalization.respelling import Respell, Rule
 from onnxfix.canonical.legalization.sampling import SAMPLING
+from onnxfix.canonical.legalization.spectral import SPECTRAL
 from onnxfix.canonical.legalization.targets import DIALECTS, Dialect, Target
 from onnxfix.canonical.legalization.windows import WINDOWS, cropped_conv_transpose
 from onnxfix.canonical.opset import UnifyOpset
@@ -36,7 +38,7 @@ from onnxfix.errors import CanonicalizationError
 if TYPE_CHECKING:
     from onnxfix.model import Model
 
-_RULES = ELEMENTWISE | COMPARISONS | QUANTIZED | RECURRENT | BLOCKS | WINDOWS | PADDING | SAMPLING
+_RULES = ELEMENTWISE | COMPARISONS | QUANTIZED | RECURRENT | BLOCKS | WINDOWS | PADDING | SAMPLING | POOLS | SPECTRAL
 # Far more rounds than any model needs; reaching it means that two rules undo each other.
 _ROUNDS = 20
 # Definitions of ops refer to ops that are defined themselves, two or three deep.
@@ -113,7 +115,7 @@ def _read(proto: onnx.ModelProto) -> ir.Model:
 def _passes(dialect: Dialect) -> tuple[ir.passes.InPlacePass, ...]:
     rules: dict[str, Rule] = {op: rule for op, rule in _RULES.items() if op in dialect.respelled}
     if dialect.crops:
-        rules["ConvTranspose"] = cropped_conv_transpose
+        rules |= {"ConvTranspose": cropped_conv_transpose, "MaxPool": dilated_max_pool}
     return (
         RemoveNoOps(),
         FoldConstants(),

@@ -33,6 +33,8 @@ def _resize(spell: Speller) -> ir.Value | None:
     """
     node, x = spell.origin, spell.input(0)
     shape = dims(x)
+    if attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return _cropped(spell, shape)
     found = None if shape is None else _resized(spell, shape)
     if x is None or shape is None or found is None:
         return None
@@ -58,8 +60,6 @@ def _resized(spell: Speller, shape: tuple[int | None, ...]) -> tuple[list[int | 
     axes = attribute(node, "axes") or list(range(len(shape)))
     axes = [axis % len(shape) for axis in axes]
     scales, target = array(spell.input(2)), ints_of(spell.input(3))
-    if attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        return None
     if target and attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
         target = _keeping_aspect(node, shape, axes, target)
         if target is None:
@@ -90,6 +90,28 @@ def _keeping_aspect(
         return None
     factor = choose(new / (size or 1) for new, size in zip(target, old, strict=True))
     return [math.floor(factor * (size or 1) + 0.5) for size in old]
+
+
+def _cropped(spell: Speller, shape: tuple[int | None, ...] | None) -> ir.Value | None:
+    """A Resize of a part of the map is linear along each axis, too, where zeros are filled in beyond it."""
+    node, x, region, sizes = spell.origin, spell.input(0), array(spell.input(1)), ints_of(spell.input(3))
+    fills = attribute(node, "extrapolation_value", 0.0)
+    if x is None or shape is None or region is None or not sizes or fills:
+        return None
+    axes = [axis % len(shape) for axis in attribute(node, "axes") or range(len(shape))]
+    attributes = {name: attribute(node, name) for name in node.attributes if name not in _WHOLE}
+    value = x
+    for k, axis in enumerate(axes):
+        start, end, old = float(region[k]), float(region[len(axes) + k]), shape[axis]
+        if (start, end, sizes[k]) == (0.0, 1.0, old):
+            continue
+        if old is None:
+            return None
+        unit = np.eye(old, dtype=np.float32).reshape(1, 1, old, old)
+        part = np.array([0, 0, start, 0, 1, 1, end, 1], np.float32)
+        (result,) = evaluate_op("Resize", [unit, part, None, np.array([1, 1, sizes[k], old], np.int64)], attributes)
+        value = _mapped(spell, value, axis, len(shape), result[0, 0])
+    return value
 
 
 def _familiar(

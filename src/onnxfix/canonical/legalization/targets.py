@@ -26,7 +26,8 @@ class Dialect:
         respelled: Op types that it lacks or gets wrong, to be spelled by others.
         torch: It runs the model in PyTorch: pools, resizes and padding must be ones that PyTorch has, every output
             must be the only output of a node of its own, and names must be ones that PyTorch modules can have.
-        crops: Transposed convolutions do not pad: what their padding would crop is sliced off.
+        crops: Transposed convolutions do not pad: what their padding would crop is sliced off. Max pools are not
+            dilated.
     """
 
     opset: int
@@ -44,10 +45,10 @@ _DEFINED = frozenset(
 )
 # What onnx2torch 1.5 has no converter for, or none that is right for all cases, and opset 17 can say otherwise.
 _NOT_IN_ONNX2TORCH = frozenset(
-    {"Acosh", "Asinh", "Atanh", "AveragePool", "BatchNormalization", "CastLike", "Clip", "ConvTranspose", "Cosh",
+    {"Acosh", "Asinh", "Atanh", "AveragePool", "BatchNormalization", "CastLike", "Clip", "ConvTranspose", "Cosh", "DFT",
      "DepthToSpace", "DequantizeLinear", "Dropout", "GatherElements", "GlobalMaxPool", "GreaterOrEqual", "GridSample",
-     "GRU", "Hardmax", "IsInf", "LayerNormalization", "LessOrEqual", "LpNormalization", "LSTM", "MaxPool",
-     "OneHot", "Pad", "Pow", "PRelu", "QuantizeLinear", "RNN", "Selu", "Sinh", "Size", "SpaceToDepth", "Trilu"}
+     "GRU", "Hardmax", "IsInf", "LayerNormalization", "LessOrEqual", "LpNormalization", "LpPool", "LSTM", "MaxPool",
+     "OneHot", "Pad", "Pow", "PRelu", "QuantizeLinear", "RNN", "Selu", "Sinh", "Size", "SpaceToDepth", "STFT", "Trilu"}
 )
 _TORCH = Dialect(opset=17, defined=_DEFINED, respelled=_NOT_IN_ONNX2TORCH, torch=True)
 
@@ -59,8 +60,8 @@ _IN_KERAS = frozenset(
 # litert-torch reads PyTorch programs, so ONNX reaches it through onnx2torch.
 DIALECTS: dict[Target, Dialect] = {
     Target.ONNX2TORCH: _TORCH,
-    Target.LITERT_TORCH: replace(_TORCH, crops=True),
-    Target.KERAS: Dialect(17, _DEFINED, _NOT_IN_ONNX2TORCH - _IN_KERAS, torch=False, crops=True),
+    Target.LITERT_TORCH: replace(_TORCH, respelled=_TORCH.respelled | {"LRN"}, crops=True),
+    Target.KERAS: Dialect(18, _DEFINED, _NOT_IN_ONNX2TORCH - _IN_KERAS | {"LRN"}, torch=False, crops=True),
     Target.ONNX2TF: Dialect(17, _DEFINED, frozenset({"CastLike", "GridSample", "Mod"}), torch=False),
     Target.TF2ONNX_TFLITE: Dialect(18, _DEFINED, frozenset({"CastLike"}), torch=False),
 }

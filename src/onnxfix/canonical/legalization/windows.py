@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from onnxfix.canonical.rewriting import attribute
 from onnxfix.runtime.evaluation import evaluate_op
 
 
-def _average_pool(spell: Speller) -> ir.Value | None:
+def average_pool(spell: Speller) -> ir.Value | None:
     """``AveragePool(x, p) = AveragePool(Pad(x, p)) * c`` where c corrects what border windows are divided by.
 
     c is found by pooling ones both ways, so it follows every rule about which elements count.
@@ -25,15 +26,14 @@ def _average_pool(spell: Speller) -> ir.Value | None:
         return None
     space = [size or 0 for size in shape[2:]]
     ones = np.ones([1, 1, *space], np.float32)
-    plain = _plain(node)
-    (wanted,) = evaluate_op("AveragePool", [ones], plain)
-    pads = _reach(node, space, list(wanted.shape[2:]))
-    padded = np.pad(ones, [(0, 0), (0, 0), *zip(*pads, strict=True)])
+    (wanted,) = evaluate_op("AveragePool", [ones], plain(node))
+    pads = reach(node, space, list(wanted.shape[2:]))
+    wide = np.pad(ones, [(0, 0), (0, 0), *zip(*pads, strict=True)])
     unpadded = {"kernel_shape": list(window), "strides": list(integers(node, "strides", [1] * len(window)))}
-    (found,) = evaluate_op("AveragePool", [padded], unpadded)
+    (found,) = evaluate_op("AveragePool", [wide], unpadded)
     if found.shape != wanted.shape or not np.all(found):
         return None
-    pooled = spell("AveragePool", _pad(spell, x, pads, 0.0), **unpadded)
+    pooled = spell("AveragePool", padded(spell, x, pads, 0.0), **unpadded)
     correction = wanted / found
     if np.all(correction == 1):
         return pooled
@@ -41,7 +41,7 @@ def _average_pool(spell: Speller) -> ir.Value | None:
     return spell("Mul", pooled, spell.editor.literal(correction.astype(dtype), "count"))
 
 
-def _max_pool(spell: Speller) -> ir.Value | None:
+def max_pool(spell: Speller) -> ir.Value | None:
     """``MaxPool(x, p) = MaxPool(Pad(x, p, -inf))``."""
     node, x = spell.origin, spell.input(0)
     shape, window = dims(x), integers(node, "kernel_shape", ())
@@ -53,13 +53,13 @@ def _max_pool(spell: Speller) -> ir.Value | None:
         if None in shape[2:]:
             return None
         space = [size or 0 for size in shape[2:]]
-        (wanted,) = evaluate_op("MaxPool", [np.ones([1, 1, *space], np.float32)], _plain(node))
-        pads = _reach(node, space, list(wanted.shape[2:]))
+        (wanted,) = evaluate_op("MaxPool", [np.ones([1, 1, *space], np.float32)], plain(node))
+        pads = reach(node, space, list(wanted.shape[2:]))
     else:
         both = integers(node, "pads", [0] * (2 * len(window)))
         pads = (list(both[: len(window)]), list(both[len(window) :]))
     return spell(
-        "MaxPool", _pad(spell, x, pads, -np.inf), kernel_shape=list(window),
+        "MaxPool", padded(spell, x, pads, -np.inf), kernel_shape=list(window),
         strides=list(integers(node, "strides", [1] * len(window))),
         dilations=list(integers(node, "dilations", [1] * len(window))),
     )
@@ -76,11 +76,12 @@ def _foreign(node: ir.Node, window: Sequence[int]) -> bool:
     return begins != ends or deep or bool(attribute(node, "ceil_mode", 0))
 
 
-def _plain(node: ir.Node) -> dict[str, object]:
+def plain(node: ir.Node) -> dict[str, Any]:
+    """The node's attributes as plain Python values, auto_pad left out."""
     return {name: attribute(node, name) for name in node.attributes if name != "auto_pad"}
 
 
-def _reach(node: ir.Node, space: Sequence[int], result: Sequence[int]) -> tuple[list[int], list[int]]:
+def reach(node: ir.Node, space: Sequence[int], result: Sequence[int]) -> tuple[list[int], list[int]]:
     """Pads at the begin, and at the end as far as the last window reaches."""
     count = len(space)
     pads = integers(node, "pads", [0] * (2 * count))
@@ -93,7 +94,8 @@ def _reach(node: ir.Node, space: Sequence[int], result: Sequence[int]) -> tuple[
     return begins, ends
 
 
-def _pad(spell: Speller, x: ir.Value | None, pads: tuple[Sequence[int], Sequence[int]], value: float) -> ir.Value:
+def padded(spell: Speller, x: ir.Value | None, pads: tuple[Sequence[int], Sequence[int]], value: float) -> ir.Value:
+    """The map with (begins, ends) of a value around it."""
     amounts = np.array([0, 0, *pads[0], 0, 0, *pads[1]], np.int64)
     return spell("Pad", x, spell.editor.literal(amounts, "pads"), number(spell, value, x), mode="constant")
 
@@ -146,4 +148,4 @@ def _enlarged(spell: Speller) -> ir.Value | None:
     return spell("ConvTranspose", *node.inputs, **attributes)
 
 
-WINDOWS: dict[str, Rule] = {"AveragePool": _average_pool, "ConvTranspose": _conv_transpose, "MaxPool": _max_pool}
+WINDOWS: dict[str, Rule] = {"AveragePool": average_pool, "ConvTranspose": _conv_transpose, "MaxPool": max_pool}

@@ -22,7 +22,7 @@ _RULES: dict[str, Any] = {
     "AveragePool": average_pool, "Conv": conv, "ConvTranspose": conv_transpose, "MaxPool": max_pool,
 }  # fmt: skip
 # The one that graphs are legalised to.
-_OPSET = 17
+_OPSET = 18
 _PASSED_ON = ("Identity", "Dropout")
 
 
@@ -48,18 +48,20 @@ def build(proto: onnx.ModelProto) -> Any:
             values[info.name] = Value(inputs[-1])
     taken: set[str] = set()
     for node in proto.graph.node:
-        named = onnx.NodeProto()
-        named.CopyFrom(node)
-        named.name = _layer_name(node.name or node.op_type, taken)
-        results = _results(named, [values[name] if name else None for name in node.input])
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = _layer_name(node.name or node.op_type, taken)
+        results = _results(copy, [values[name] if name else None for name in node.input])
         values.update((name, value) for name, value in zip(node.output, results, strict=False) if name)
-    outputs = {}
-    for info in proto.graph.output:
-        value = values[info.name]
-        if value.constant is not None:
-            raise ExportError(f"output {info.name} is a constant, which Keras does not answer: export it to onnx.")
-        outputs[info.name] = _named(value, info.name, taken)
-    return keras.Model(inputs, list(outputs.values()) if len(outputs) > 1 else next(iter(outputs.values())))
+    answers = {info.name: values[info.name] for info in proto.graph.output}
+    constant = next((name for name, value in answers.items() if value.constant is not None), None)
+    if constant is not None:
+        raise ExportError(f"output {constant} is a constant, which Keras does not answer: export it to onnx.")
+    tensors = [value.first() for value in answers.values()]
+    for operation in keras.Model(inputs, tensors).operations:
+        taken.add(operation.name)  # those of keras.ops name themselves
+    named = [_named(tensor, name, taken) for tensor, name in zip(tensors, answers, strict=True)]
+    return keras.Model(inputs, named if len(named) > 1 else named[0])
 
 
 def _input(info: onnx.ValueInfoProto) -> Any:
@@ -106,8 +108,8 @@ def _plain(value: Any) -> Any:
     return list(value) if not isinstance(value, str | int | float | onnx.TensorProto | onnx.GraphProto) else value
 
 
-def _named(value: Value, name: str, taken: set[str]) -> Any:
+def _named(tensor: Any, name: str, taken: set[str]) -> Any:
     """The tensor of an output, as a layer of that name makes it, so that the model's output is called so."""
     from keras import layers
 
-    return layers.Identity(name=_layer_name(name, taken))(value.first())
+    return layers.Identity(name=_layer_name(name, taken))(tensor)

@@ -216,11 +216,14 @@ def pad(node: onnx.NodeProto, operands: Operands, attributes: Attributes) -> Val
     """By a constant or by reflection; negative amounts are spelled by slices."""
     from keras import ops
 
-    x, amounts, value = given(operands, 0), given(operands, 1).ints(), optional(operands, 2)
+    x, amounts = given(operands, 0), given(operands, 1).ints()
+    value, axes = optional(operands, 2), optional(operands, 3)
     mode = attributes.get("mode", "constant")
     if mode not in ("constant", "reflect") or min(amounts) < 0 or (value is not None and value.constant is None):
         raise Unsupported(f"pads by {mode}, or by a negative or computed amount")
-    pairs = list(zip(amounts[: x.rank], amounts[x.rank :], strict=True))
+    half, pairs = len(amounts) // 2, [(0, 0)] * x.rank
+    for k, axis in enumerate(range(x.rank) if axes is None else axes.ints()):
+        pairs[axis] = (amounts[k], amounts[half + k])
     options = {"constant_values": 0 if value is None or value.constant is None else value.constant.reshape(()).item()}
     if mode == "reflect":
         options = {}
