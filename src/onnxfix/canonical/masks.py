@@ -31,7 +31,7 @@ class SpellMasks(ir.passes.InPlacePass):
             axis = attribute(node, "axis", -1) % size - (size - (0 if content is None else content.ndim))
             if content is None or content.dtype.kind != "f" or axis < 0 or content.shape[axis] == 1:
                 continue
-            open_rows = (content > _HIDDEN).any(axis=axis, keepdims=True)
+            open_rows = (content.astype(np.float64) > _HIDDEN).any(axis=axis, keepdims=True)
             if not np.isneginf(content).any() or not open_rows.all():
                 continue
             lowest = editor.literal(np.asarray(np.finfo(content.dtype).min, content.dtype))
