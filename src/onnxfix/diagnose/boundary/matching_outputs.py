@@ -17,7 +17,7 @@ from onnxfix.diagnose.boundary.ways import Arrays, Way, fits
 # Another reading of an output must bring it this much nearer than the plain one.
 NEARER = 0.5
 # What the graphs themselves tell is only not believed where it makes the answers this much worse.
-MUCH_WORSE = 2.0
+MUCH_WORSE = 10.0
 # Classes are dropped for what they answer only where the rest is right.
 EXACT = 0.05
 # Share of equal weights from which on two layers are the same.

@@ -171,7 +171,8 @@ class TransposeInput(_InputOperator):
 
 
 def _info(graph: Graph, name: str) -> onnx.ValueInfoProto:
-    return next(info for info in (*graph.graph.input, *graph.graph.output) if info.name == name)
+    found: onnx.ValueInfoProto = next(info for info in graph.graph.input if info.name == name)
+    return found
 
 
 def _channels(info: onnx.ValueInfoProto) -> tuple[int, int] | None:

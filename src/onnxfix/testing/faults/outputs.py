@@ -37,7 +37,8 @@ class _OutputOperator(FaultOperator):
 
     def info(self, graph: Graph, candidate: Candidate) -> onnx.ValueInfoProto:
         """The output."""
-        return next(info for info in graph.graph.output if info.name == candidate[0])
+        found: onnx.ValueInfoProto = next(info for info in graph.graph.output if info.name == candidate[0])
+        return found
 
 
 class PermuteLabels(_OutputOperator):
