@@ -63,9 +63,10 @@ def main() -> int:
 _INTRODUCTION = "Written by `make bench-canonical`."
 _SIDE = (
     "Raw exports of torch.onnx (dynamo, `optimize=False`) at full size with seeded weights. Each tool in a fresh "
-    "process, in turn, median of {repeats}. *CPU*, *wall*: optimising, the model loaded before (ORT basic loads in that "
-    "time and writes its result to a file). *peak memory*: greatest resident size of the process less that before loading; "
-    "*of it loading*: the same after loading. *nodes*: left in the main graph; ORT's fused ops count once each."
+    "process, in turn, median of {repeats}. *CPU*, *wall*: optimising, the model loaded before (ORT basic loads in "
+    "that time and writes its result to a file). *peak memory*: greatest resident size of the process less that "
+    "before loading; *of it loading*: the same after loading. *nodes*: left in the main graph; ORT's fused ops count "
+    "once each."
 )
 _GROWING = (
     "Stacks of N equal blocks with weights of their own. *against N log N*: how many times longer than N log N says "

@@ -46,11 +46,20 @@ def _shown(model: ir.Model) -> onnx.ModelProto:
 
 
 def _write(info: onnx.ValueInfoProto, value: ir.Value) -> None:
-    if not isinstance(value.type, ir.TensorType):
+    if isinstance(value.type, ir.TensorType):
+        info.name = value.name or ""
+        write_type(info.type, value)
+    else:
         ir.serde.serialize_value_into(info, value)
+
+
+def write_type(proto: onnx.TypeProto, value: ir.Value) -> None:
+    """Write type and shape of a value, as far as they are known."""
+    if not isinstance(value.type, ir.TensorType):
+        if value.type is not None:
+            ir.serde.serialize_type_into(proto, value.type)
         return
-    info.name = value.name or ""
-    tensor = info.type.tensor_type
+    tensor = proto.tensor_type
     tensor.elem_type = value.type.dtype.value
     if value.shape is None:
         return

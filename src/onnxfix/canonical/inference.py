@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxfix.canonical.graph_inference import infer_by_onnx
+from onnxfix.canonical.graph_inference import infer_by_onnx, write_type
 from onnxfix.canonical.origins import EXPRESSION_OPSET
 
 _POOLS = ("AveragePool", "MaxPool", "LpPool")
@@ -52,10 +52,8 @@ def _correct_sizes(graph: ir.Graph) -> None:
         if output is None or output.shape is None:
             continue
         before = output.shape
-        if node.op_type == "Resize":
-            output.shape = _resized(node) or before
-        elif node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):
-            output.shape = _pooled(node) or before
+        if (known := _runtime_size(node)) is not None:
+            output.shape = known
         elif any(value in corrected for value in node.inputs):
             output.shape = None
             infer_node(node)
@@ -65,6 +63,15 @@ def _correct_sizes(graph: ir.Graph) -> None:
             if node.op_type in _POOLS:
                 for index in node.outputs[1:]:
                     index.shape = output.shape
+
+
+def _runtime_size(node: ir.Node) -> ir.Shape | None:
+    """The shape that onnxruntime gives to a node's output, where onnx may say otherwise."""
+    if node.op_type == "Resize":
+        return _resized(node)
+    if node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):  # type: ignore[arg-type]
+        return _pooled(node)
+    return None
 
 
 def _resized(node: ir.Node) -> ir.Shape | None:
@@ -123,6 +130,7 @@ def refresh(graph: ir.Graph) -> bool:
         if any(_is_open(output) for output in node.outputs):
             before = [(output.shape, output.type) for output in node.outputs]
             infer_node(node)
+            node.outputs[0].shape = _runtime_size(node) or node.outputs[0].shape
             changed = changed or before != [(output.shape, output.type) for output in node.outputs]
     return changed
 
@@ -199,10 +207,7 @@ def _assign(value: ir.Value, found: onnx.TypeProto) -> None:
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:
     proto = onnx.TypeProto()
-    if value.type is not None:
-        ir.serde.serialize_type_into(proto, value.type)
-    if value.shape is not None and proto.HasField("tensor_type"):
-        ir.serde.serialize_shape_into(proto, value.shape)
+    write_type(proto, value)
     return proto
 
 
