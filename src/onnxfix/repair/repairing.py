@@ -200,7 +200,7 @@ def _objection(examination: Examination, remedy: Remedy) -> str:
 
 
 def _merged(patches: Iterable[Patch]) -> tuple[Patch, ...]:
-    """One patch where several ask for the same: nodes that share a parameter and all want the same value."""
+    """One patch where several ask for the same: nodes that share a parameter and want the same, or parts of it."""
     kept: list[Patch] = []
     for patch in patches:
         twin = next((k for k, p in enumerate(kept) if _same_wish(p, patch)), None)
@@ -209,7 +209,8 @@ def _merged(patches: Iterable[Patch]) -> tuple[Patch, ...]:
             continue
         first = kept[twin]
         if isinstance(first, SetParameter) and isinstance(patch, SetParameter):
-            kept[twin] = replace(first, readers=tuple(dict.fromkeys((*first.readers, *patch.readers))))
+            value = np.where(_moved(first), first.value, patch.value).astype(first.value.dtype)
+            kept[twin] = replace(first, value=value, readers=tuple(dict.fromkeys((*first.readers, *patch.readers))))
     return tuple(kept)
 
 
@@ -222,8 +223,16 @@ def _in_place(patch: Patch, target: Model) -> Patch:
 
 def _same_wish(a: Patch, b: Patch) -> bool:
     if isinstance(a, SetParameter) and isinstance(b, SetParameter):
-        return a.name == b.name and np.allclose(a.value, b.value, rtol=1e-6, atol=1e-7)
+        if a.name != b.name or np.shape(a.value) != np.shape(b.value):
+            return False
+        apart = not (_moved(a) & _moved(b)).any() and sorted(a.readers) == sorted(b.readers)
+        return apart or np.allclose(a.value, b.value, rtol=1e-6, atol=1e-7)
     return False
+
+
+def _moved(patch: SetParameter) -> np.ndarray:
+    """The elements that a patch changes: nodes may each read a part of a parameter."""
+    return np.asarray(np.not_equal(patch.value, patch.previous))
 
 
 def _patched(target: Model, patches: Sequence[Patch]) -> Model:
