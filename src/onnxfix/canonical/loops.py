@@ -158,8 +158,8 @@ def _replace(editor: Editor, loop: ir.Node, layer: _Layer) -> None:
     for k in layer.copies:
         target = _copied(body.outputs[k + 1], cell.size)
         if target is not None and _read_at_all(loop.outputs[k]):
-            shape = editor.literal(np.array(target, np.int64))
-            copy = editor.node("Reshape", [node.outputs[1], shape], like=like, before=loop)
+            wanted = editor.literal(np.array(target, np.int64))
+            copy = editor.node("Reshape", [node.outputs[1], wanted], like=like, before=loop)
             _let(editor, loop.outputs[k], copy.outputs[0])
     for output in loop.outputs[len(loop.inputs) - 2 :]:
         if _read_at_all(output):
