@@ -10,9 +10,10 @@ import pytest
 
 import onnxfix
 from broken import BROKEN
-from onnxfix.surgeon.apply import PatchError, apply, reverted
+from onnxfix.errors import OnnxFixError
+from onnxfix.surgeon.apply import PatchError, apply, replayed, reverted
 from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetConstant, SetParameter, patch_from_dict
-from small_onnx import images, network, node, normal, value
+from small_onnx import NOISE, images, network, node, normal, repaired, value
 
 ZERO = np.zeros(4, np.float32)
 
@@ -67,6 +68,32 @@ def test_a_repair_can_be_taken_back(case):
     back = apply(fix.model.proto, [reverted(patch) for patch in reversed(fix.patches)])
     x = {"image": images(4)}
     np.testing.assert_array_equal(onnxfix.load(back).run(x)["logits"], onnxfix.load(broken).run(x)["logits"])
+
+
+def test_chosen_patches_are_taken_back_from_a_repair():
+    fix = repaired(network(), BROKEN["two at once"][0](), images())
+    assert len(fix.patches) > 1
+    assert fix.revert() is fix.target
+    for patch in fix.patches:
+        rest = [p for p in fix.patches if p is not patch]
+        assert same(fix.revert(patch).proto, replayed(fix.target.proto, rest))
+        assert same(fix.revert(*rest).proto, replayed(fix.target.proto, [patch]))
+    with pytest.raises(PatchError, match="not one of this repair"):
+        fix.revert(PATCHES["attribute"])
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_every_patch_is_needed(case):
+    """Without any one of them the target still differs from the source by more than float noise."""
+    fix = repaired(network(), BROKEN[case][0](), images())
+    expected = onnxfix.load(network()).run({"image": images()})["logits"]
+    scale = np.abs(expected).max()
+    for patch in fix.patches:
+        try:
+            (answer,) = fix.revert(patch).run({"image": images()}).values()
+        except OnnxFixError:
+            continue  # without it the others do not fit, or the model does not run
+        assert answer.shape != expected.shape or np.abs(answer - expected).max() > 10 * NOISE * scale
 
 
 def test_a_graph_is_not_changed_in_place():

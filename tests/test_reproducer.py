@@ -74,6 +74,18 @@ def test_two_faults_of_one_node_are_shown_apart(tmp_path: Path) -> None:
         assert right_bias == (fault.parameter == "left_kernel")
 
 
+def test_a_fault_at_the_boundary_is_shown_on_the_whole_model(tmp_path: Path) -> None:
+    target = network()
+    for own in target.graph.node:
+        own.input[:] = ["scaled" if name == "image" else name for name in own.input]
+    target.graph.node.insert(0, onnx.helper.make_node("Mul", ["image", "factor"], ["scaled"], "node_scaled"))
+    target.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(3), "factor"))
+    faults = onnxfix.diagnose(network(), target, images()).faults
+    assert faults
+    for number, fault in enumerate(faults):
+        assert reproduced(fault.reproducer(tmp_path / str(number))).returncode == 1
+
+
 def test_a_folder_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
     (fault,) = onnxfix.diagnose(network(), BROKEN["a bias zeroed"][0](), images()).faults
     (tmp_path / "mine.txt").write_text("mine")

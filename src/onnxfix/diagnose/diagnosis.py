@@ -10,6 +10,7 @@ import numpy as np
 from onnxfix.diagnose.boundary import bound, compared, settle
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress
+from onnxfix.diagnose.exhibiting import show_whole
 from onnxfix.diagnose.fault import Diagnosis, Fault
 from onnxfix.diagnose.faults import causes
 from onnxfix.diagnose.inquiry import Inquiry, inquire
@@ -64,6 +65,15 @@ def diagnose(
     """
     ours, theirs = load(source), load(target)
     given = bound(Inputs.of(data, limit=limit, batch_size=batch_size), ours, theirs)
+    found = _found(ours, theirs, given, rtol, atol, progress)
+    show_whole(found.faults, ours, theirs, given)
+    return found
+
+
+def _found(
+    ours: Model, theirs: Model, given: Inputs, rtol: float, atol: float, progress: Progress | None
+) -> Diagnosis:
+    """Everything after loading."""
     if not is_quantized(theirs.proto) or quantizes(ours):
         mode = switched(ours, theirs, given)
         found = _diagnosed(ours, mode.model, given, rtol, atol, progress)
@@ -83,7 +93,7 @@ def diagnose(
 def _diagnosed(
     ours: Model, theirs: Model, given: Inputs, rtol: float, atol: float, progress: Progress | None
 ) -> Diagnosis:
-    """Everything after loading, for a target that is compared as it is."""
+    """The same for a target that is compared as it is."""
     boundary = settle(ours, theirs, given)
     inputs = given.bind(ours, boundary.target)
     inquiry = inquire(ours, boundary.target, inputs, rtol=rtol, atol=atol, progress=progress)

@@ -13,6 +13,7 @@ from onnxfix.compare import Accumulator, Comparison
 from onnxfix.diagnose.boundary import bound, compared, settle
 from onnxfix.diagnose.diagnosis import concluded
 from onnxfix.diagnose.examination import Examination, Progress, in_chunks
+from onnxfix.diagnose.exhibiting import show_whole
 from onnxfix.diagnose.inquiry import inquire
 from onnxfix.diagnose.judging import evaluate_corrected
 from onnxfix.diagnose.mode import switched
@@ -23,12 +24,12 @@ from onnxfix.frameworks import Framework, adapter
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.quantization import is_quantized
-from onnxfix.repair.quantized import QuantizedRepair
+from onnxfix.repair.quantized import QuantizedRepair, of_target
 from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import Patch, SetAttribute, SetParameter
+from onnxfix.surgeon.patch import Patch, SetParameter
 
 
 class Tolerances(TypedDict):
@@ -90,7 +91,15 @@ def repair(
     else:
         work, held = inputs, bound(Inputs.of(holdout, batch_size=batch_size), ours, theirs)
         note = f"{held.count} samples given by the caller"
-    tolerances: Tolerances = {"rtol": rtol, "atol": atol}
+    fix = _found(ours, theirs, work, held, note, {"rtol": rtol, "atol": atol}, progress)
+    show_whole(fix.diagnosis.faults, ours, theirs, work)
+    return fix
+
+
+def _found(
+    ours: Model, theirs: Model, work: Inputs, held: Inputs, note: str, tolerances: Tolerances, progress: Progress | None
+) -> Repair:
+    """Everything after loading and splitting."""
     if is_quantized(theirs.proto) and not quantizes(ours):
         return _quantized(ours, theirs, work, held, note, tolerances, progress)
     mode = switched(ours, theirs, work)
@@ -114,20 +123,38 @@ def _quantized(
     """A quantized target is repaired without its rounding; then the rounding itself is judged."""
     straight = straightened(theirs)
     inner = _repaired(ours, straight.model, work, held, note, tolerances, progress)
-    if not all(isinstance(patch, SetParameter | SetAttribute) for patch in inner.patches):
-        # Other ops than the file has: those of the source take the place of the quantized ones.
-        whole = _repaired(ours, theirs, work, held, note, tolerances, progress)
-        return replace(whole, diagnosis=replace(inner.diagnosis, comparison=whole.before))
-    task = QuantizedRepair(theirs, straight, inner, work, **tolerances)
+    patches = of_target(theirs, inner.patches)
+    if patches is None:
+        return _restructured(ours, theirs, inner, work, held, tolerances)
+    repaired = apply(straight.model.proto, inner.patches)
+    inner = replace(inner, patches=patches)
+    task = QuantizedRepair(theirs, straight, inner, repaired, work, **tolerances)
     wrong = task.faults()
-    patches = (*inner.patches, *(patch for w in wrong for patch in w.patches))
+    patches = (*patches, *(patch for w in wrong for patch in w.patches))
     return task.finished(_patched(theirs, patches) if patches else theirs, wrong)
+
+
+def _restructured(
+    ours: Model, theirs: Model, inner: Repair, work: Inputs, held: Inputs, tolerances: Tolerances
+) -> Repair:
+    """A quantized target that has other ops than the source: those of the source take their place, in float."""
+    try:
+        whole = _repaired(ours, theirs, work, held, inner.holdout_note, tolerances, None)
+        return replace(whole, diagnosis=replace(inner.diagnosis, comparison=whole.before))
+    except OnnxFixError as error:
+        before, verified = compared(ours, theirs, work, **tolerances), compared(ours, theirs, held, **tolerances)
+        left = tuple(Unrepaired(f, f"the repair needs other ops than the quantized graph has: {error}")
+                     for f in inner.diagnosis.faults)
+        return replace(
+            inner, model=theirs, target=theirs, patches=(), before=before, after=before, verified=verified,
+            unrepaired=left, diagnosis=replace(inner.diagnosis, comparison=before),
+        )  # fmt: skip
 
 
 def _repaired(
     ours: Model, theirs: Model, work: Inputs, held: Inputs, note: str, tolerances: Tolerances, progress: Progress | None
 ) -> Repair:
-    """Everything after loading: find, set right, prove."""
+    """Find, set right, prove."""
     boundary = settle(ours, theirs, work)
     work, held = work.bind(ours, boundary.target), held.bind(ours, boundary.target)
     inquiry = inquire(ours, boundary.target, work, progress=progress, **tolerances)

@@ -76,6 +76,29 @@ class Repair:
 
         save_repair(self, Path(path))
 
+    def revert(self, *patches: Patch) -> Model:
+        """The target with some patches taken back: all others are made again on the untouched target.
+
+        Args:
+            patches: Of :attr:`patches`, those to take back; all of them when none is given.
+
+        Returns:
+            An ONNX model; the untouched target itself where all are taken back.
+
+        Raises:
+            PatchError: another patch needs one of those that are taken back, or one of them is not of this repair.
+        """
+        from onnxfix.frameworks import Framework
+        from onnxfix.surgeon.apply import PatchError, replayed
+
+        if any(patch not in self.patches for patch in patches):
+            raise PatchError("a patch that is to be taken back is not one of this repair.")
+        kept = [patch for patch in self.patches if patches and patch not in patches]
+        if not kept:
+            return self.target
+        proto = replayed(self.target.proto, kept)
+        return Model(proto, Framework.ONNX, proto, layers=self.target.layers)
+
     def report(self, path: str | Path) -> None:
         """Write a report; the suffix (``.html``, ``.json``, ``.md``) chooses the form."""
         from onnxfix.report.files import write_report
