@@ -2,5 +2,6 @@
 
 from onnxfix.inputs.inputs import Chunk, Inputs
 from onnxfix.inputs.matching import InputPair, pair_inputs, pair_outputs
+from onnxfix.inputs.preparation import Preparation
 
-__all__ = ["Chunk", "InputPair", "Inputs", "pair_inputs", "pair_outputs"]
+__all__ = ["Chunk", "InputPair", "Inputs", "Preparation", "pair_inputs", "pair_outputs"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxfix.errors import InputError, MissingDependencyError
+from onnxfix.inputs.preparation import Preparation
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"})
 PREPROCESSING = ("unit", "tf", "torch", "caffe", "raw")
@@ -49,6 +50,43 @@ def decode(name: str, size: tuple[int, int], channels: int) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{name} cannot be read as a picture: remove it or replace it.") from error
     return np.asarray(scaled, np.uint8).reshape(*size, channels)
+
+
+def decode_as(name: str, size: tuple[int, int], channels: int, how: Preparation) -> np.ndarray:
+    """Read a picture, scaled and cut as a preparation says; ``size`` counts where that says nothing.
+
+    Returns:
+        uint8 ``[height, width, channels]``.
+
+    Raises:
+        InputError: the file is not a picture.
+        MissingDependencyError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingDependencyError("Pillow", "images", "reading a directory of images") from error
+    resampling = Image.Resampling[how.filter.upper()]
+    try:
+        with Image.open(name) as picture:
+            pixels = picture.convert("L" if channels == 1 else "RGB")
+            width, height = pixels.size
+            wanted = how.size if how.size is not None else (how.crop or size)
+            if isinstance(wanted, int):  # the shorter edge, the other in proportion, as torchvision rounds it
+                short = min(width, height)
+                wanted = (int(wanted * height / short), int(wanted * width / short))
+            scaled = np.asarray(pixels.resize((wanted[1], wanted[0]), resampling), np.uint8)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read as a picture: remove it or replace it.") from error
+    return _centre(scaled.reshape(*wanted, channels), how.crop or (size if how.size is not None else wanted))
+
+
+def _centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of a picture, with black around it where it is smaller."""
+    missing = [max(0, want - have) for want, have in zip(size, pixels.shape, strict=False)]
+    padded = np.pad(pixels, [*((m // 2, m - m // 2) for m in missing), (0, 0)])
+    top, left = (round((have - want) / 2) for have, want in zip(padded.shape, size, strict=False))
+    return padded[top : top + size[0], left : left + size[1]]
 
 
 def preprocess(pixels: np.ndarray, how: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from onnxfix.errors import InputError
 from onnxfix.inputs import images
 from onnxfix.inputs.adapting import adapt, check_finite
 from onnxfix.inputs.binding import Binding, bind, fixed_batch, match_keys, takes_whole
+from onnxfix.inputs.preparation import Preparation
 from onnxfix.inputs.reading import is_array, read, to_array
 from onnxfix.inputs.stores import Block, FeedList, Pictures, Rows, Store, row_count
 
@@ -50,7 +51,9 @@ class Inputs:
             model, or by position (``"0"``). In an ``.npz``, ``x`` beside ``x__1``, ``x__2`` are whole feeds.
         preprocess: For both sides: a callable (it gets what was given: dict or array; pictures as uint8
             ``[batch, height, width, channels]``), or for pictures one of ``unit`` (0..1, the default), ``tf`` (-1..1),
-            ``torch`` (ImageNet mean and std), ``caffe`` (BGR minus mean), ``raw`` (0..255).
+            ``torch`` (ImageNet mean and std), ``caffe`` (BGR minus mean), ``raw`` (0..255); or a
+            :class:`~onnxfix.inputs.Preparation`, which also says how pictures are scaled and cut and can be read off
+            TFLite metadata, torchvision weights and Hugging Face image processors.
         source_preprocess: The same for the source only, instead of ``preprocess``.
         target_preprocess: The same for the target only, instead of ``preprocess``.
         limit: Use only that many samples.
@@ -148,7 +151,14 @@ class Inputs:
         if self._binding is None and not isinstance(store, Pictures):
             for feed in store.feeds if isinstance(store, FeedList) else [store.sample]:
                 check_finite(feed)
+        if isinstance(store, Pictures):
+            store = replace(store, shaped=self._shaped())
         return self._with(store if self._limit is None else store.take(self._limit), binding)
+
+    def _shaped(self) -> tuple[tuple[str, Preparation], ...]:
+        """The sides whose preparation says how pictures are scaled and cut."""
+        steps = ((side, step) for side, step in self._steps.items() if isinstance(step, Preparation))
+        return tuple((side, step) for side, step in steps if step.shapes)
 
     def chunks(self, source: Model, target: Model) -> Iterator[Chunk]:
         """The same samples for both models, chunk by chunk, in order.
@@ -287,6 +297,8 @@ class Inputs:
 
     def _preprocess(self, block: Block, side: Side, specs: tuple[TensorSpec, ...]) -> Block:
         step = self._steps[side]
+        if isinstance(self._store, Pictures):
+            block = {"0": block[side] if side in block else block["0"]}
         if isinstance(self._store, Pictures) and not callable(step):
             default = "unit" if specs[0].dtype.kind in "fV" else "raw"
             return {"0": images.preprocess(block["0"], step or default)}

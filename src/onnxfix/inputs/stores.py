@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxfix.inputs.preparation import Preparation
+
 Block = Mapping[str, np.ndarray]
 
 
@@ -147,13 +149,15 @@ class Pictures:
         files: The paths, in order.
         size: Height and width that every picture is scaled to.
         channels: 3 (RGB) or 1 (grey).
+        shaped: Whose preparation scales and cuts pictures in another way: side -> how.
         cache: Decoded pictures, kept while they fit in :data:`CACHE_BYTES`.
     """
 
     files: tuple[str, ...]
     size: tuple[int, int] = (224, 224)
     channels: int = 3
-    cache: dict[tuple[str, int, int, int], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    shaped: tuple[tuple[str, Preparation], ...] = ()
+    cache: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def units(self) -> int:
@@ -181,15 +185,20 @@ class Pictures:
     def blocks(self, rows: int) -> Iterator[Block]:
         """``rows`` pictures at a time, uint8 ``[rows, height, width, channels]``."""
         for start in range(0, len(self.files), rows):
-            yield {"0": np.stack([self._decode(name) for name in self.files[start : start + rows]])}
+            names = self.files[start : start + rows]
+            block = {side: np.stack([self._decode(name, how) for name in names]) for side, how in self.shaped}
+            if len(block) < 2:  # both sides have their own otherwise
+                block["0"] = np.stack([self._decode(name) for name in names])
+            yield block
 
-    def _decode(self, name: str) -> np.ndarray:
-        key = (name, *self.size, self.channels)
+    def _decode(self, name: str, how: Preparation | None = None) -> np.ndarray:
+        key = (name, *self.size, self.channels, how)
         if key in self.cache:
             return self.cache[key]
-        from onnxfix.inputs.images import decode
+        from onnxfix.inputs.images import decode, decode_as
 
-        picture = decode(name, self.size, self.channels)
+        size, channels = self.size, self.channels
+        picture = decode(name, size, channels) if how is None else decode_as(name, size, channels, how)
         if (len(self.cache) + 1) * picture.nbytes <= CACHE_BYTES:
             self.cache[key] = picture
         return picture
