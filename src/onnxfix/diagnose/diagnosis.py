@@ -11,7 +11,7 @@ from onnxfix.diagnose.boundary import bound, compared, settle
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress
 from onnxfix.diagnose.exhibiting import show_whole
-from onnxfix.diagnose.fault import Diagnosis, Fault
+from onnxfix.diagnose.fault import Diagnosis, Fault, FaultKind
 from onnxfix.diagnose.faults import causes
 from onnxfix.diagnose.inquiry import Inquiry, inquire
 from onnxfix.diagnose.mode import switched
@@ -84,7 +84,8 @@ def _found(
     straight = straightened(theirs)
     inner = _diagnosed(ours, straight.model, given, rtol, atol, progress)
     spans = activation_spans(ours, theirs, straight, straight.model.proto, given)
-    wrong = wrong_quantizers(theirs, straight.quantizers, spans)
+    trusted = None if any(fault.kind == FaultKind.PRECISION for fault in inner.faults) else theirs.proto
+    wrong = wrong_quantizers(theirs, straight.quantizers, spans, trusted)
     faults = sorted((*inner.faults, *(w.fault for w in wrong)), key=lambda fault: -min(fault.local_error, 1e30))
     comparison = compared(ours, theirs, given, rtol=rtol, atol=atol)
     return replace(inner, faults=tuple(faults), comparison=comparison)

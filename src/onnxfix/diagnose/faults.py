@@ -16,6 +16,7 @@ from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.exhibiting import exhibit
 from onnxfix.diagnose.gaps import gap
 from onnxfix.diagnose.hyperparameters import settings
+from onnxfix.diagnose.storage import slack
 from onnxfix.errors import CanonicalizationError
 
 
@@ -64,7 +65,7 @@ def _follows(examination: Examination, cause: Cause, settled: Mapping[str, np.nd
             return False
         values = {p: settled[p] if p in settled else form.parameters[p] for p in behind}
         try:
-            if not agrees(evaluate(origin, values), expected, 0.0):
+            if not agrees(evaluate(origin, values), expected, 0.0, slack(origin, values, expected)):
                 return False
         except CanonicalizationError:
             return False

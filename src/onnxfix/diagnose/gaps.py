@@ -12,6 +12,8 @@ from onnxfix.diagnose.fault import FaultKind
 from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.naming import label, last_names, node_names
 
+# Ops that only take numbers to another type.
+NARROWING_OPS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 # Ops that only move elements about.
 LAYOUT_OPS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
@@ -33,9 +35,10 @@ def gap(examination: Examination, finding: Finding) -> Cause:
         beside = _beside(examination, region, after=bool(ours))
         names = last_names(examination.target, beside) if ours else node_names(examination.target, beside)
     moved = {*ours, *theirs} <= LAYOUT_OPS and bool(ours or theirs)
+    narrowed = {*ours, *theirs} <= NARROWING_OPS and bool(ours or theirs)
     fault = reported(
         finding,
-        FaultKind.TENSOR_LAYOUT if moved else FaultKind.GRAPH,
+        FaultKind.TENSOR_LAYOUT if moved else FaultKind.PRECISION if narrowed else FaultKind.GRAPH,
         names,
         source_names or node_names(examination.source, _partners(examination, region)),
         _gap_message(ours, theirs, label(examination.target, names), label(examination.source, source_names)),

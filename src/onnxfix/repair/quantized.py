@@ -18,7 +18,34 @@ from onnxfix.quantization import Quantization, quantization_of
 from onnxfix.repair.result import Repair
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import Patch
+from onnxfix.surgeon.patch import Patch, SetAttribute, SetNode, SetParameter
+
+
+def of_target(target: Model, patches: Sequence[Patch]) -> tuple[Patch, ...] | None:
+    """Patches of the straightened model as such of the quantized one; None where it has no place for one.
+
+    Nodes have the same names in both; what they read may have another, where a quantizer was left out.
+    """
+    nodes = {node.name: node for node in target.proto.graph.node}
+    found: list[Patch] = []
+    for patch in patches:
+        if isinstance(patch, SetNode):
+            node = nodes.get(patch.previous.name)
+            if node is None or node.op_type != patch.previous.op_type:
+                return None
+            names = dict(zip((*patch.previous.input, *patch.previous.output), (*node.input, *node.output), strict=True))
+            value = onnx.NodeProto()
+            value.CopyFrom(patch.value)
+            value.input[:] = [names.get(v, v) for v in value.input]
+            value.output[:] = [names.get(v, v) for v in value.output]
+            found.append(SetNode(node, value))
+        elif isinstance(patch, SetAttribute) and patch.node not in nodes:
+            return None
+        elif isinstance(patch, SetParameter | SetAttribute):
+            found.append(patch)
+        else:
+            return None
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +55,8 @@ class QuantizedRepair:
     Attributes:
         target: The quantized target.
         straight: The same, straightened.
-        inner: The repair of the straightened model.
+        inner: The repair of the straightened model, its patches as such of the target.
+        repaired: The repaired straightened graph.
         data: The data used for the repair.
         rtol: Relative tolerance of the whole models' comparison.
         atol: Absolute tolerance of the same.
@@ -37,14 +65,16 @@ class QuantizedRepair:
     target: Model
     straight: Straightened
     inner: Repair
+    repaired: onnx.ModelProto
     data: Inputs
     rtol: float
     atol: float
 
     def faults(self) -> tuple[WrongQuantizer, ...]:
         """The quantizers that are wrong."""
-        spans = activation_spans(self.inner.source, self.target, self.straight, self._straight_repaired(), self.data)
-        return wrong_quantizers(self.target, self.straight.quantizers, spans)
+        spans = activation_spans(self.inner.source, self.target, self.straight, self.repaired, self.data)
+        trusted = apply(self.target.proto, self.inner.patches)
+        return wrong_quantizers(self.target, self.straight.quantizers, spans, trusted)
 
     def finished(self, model: Model, wrong: Sequence[WrongQuantizer]) -> Repair:
         """The repair of the quantized target, proved.
@@ -76,9 +106,6 @@ class QuantizedRepair:
             holdout=held,
         )
 
-    def _straight_repaired(self) -> onnx.ModelProto:
-        return apply(self.straight.model.proto, self.inner.patches)
-
     def _compared(self, model: Model, data: Inputs) -> Comparison:
         source = self.inner.source
         accumulator = Accumulator.for_models(source, model, rtol=self.rtol, atol=self.atol)
@@ -89,7 +116,7 @@ class QuantizedRepair:
 
     def _explained(self, comparison: Comparison, model: Model, data: Inputs) -> Comparison:
         """A comparison, with the share of its difference that a correct quantization explains."""
-        straight = replace(self.straight.model, proto=self._straight_repaired())
+        straight = replace(self.straight.model, proto=self.repaired)
         schemes = [_scheme(model, quantizer) for quantizer in self.straight.quantizers]
         session = Session(rounded(straight.proto, self.straight.quantizers, schemes))
         source = self.inner.source

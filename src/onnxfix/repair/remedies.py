@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from onnxfix import mapped
 from onnxfix.align import Alignment, Region
@@ -20,10 +21,11 @@ from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.differences import SETTING_NAMES, SETTINGS, Difference, corrected
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.finding import Finding
+from onnxfix.diagnose.gaps import NARROWING_OPS
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 from onnxfix.runtime.assembly import Constant, constants_read
-from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetConstant, SetParameter
+from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetConstant, SetNode, SetParameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ def _remedy(examination: Examination, index: int, finding: Finding, own: tuple[C
     prefix = f"repaired{index}/"
     if not region.matched:
         try:
-            return Remedy(finding, own, None, (_transplant(alignment, region, prefix),))
+            return Remedy(finding, own, _left_out(examination, region), (_transplant(alignment, region, prefix),))
         except _Unreachable as reason:
             return Remedy(finding, own, None, None, str(reason))
     lowered: list[Patch] | None = []
@@ -75,6 +77,25 @@ def _remedy(examination: Examination, index: int, finding: Finding, own: tuple[C
     return Remedy(
         finding, own, None if lowered is None else tuple(lowered), tuple(_canonical(alignment, finding, prefix))
     )
+
+
+def _left_out(examination: Examination, region: Region) -> tuple[Patch, ...] | None:
+    """Casts to another type and back that the source does not have: the lowered graph can do without them."""
+    target = examination.target
+    view = examination.alignment.target
+    if region.source_nodes or len(region.feeds) != 1 or len(region.outputs) != 1:
+        return None
+    if any(view.nodes[name].op_type not in NARROWING_OPS for name in region.target_nodes):
+        return None
+    lowered = {node.name: node for node in target.proto.graph.node}
+    patches: list[Patch] = []
+    for name in region.target_nodes:
+        behind = [lowered[n] for n in target.normal_form.provenance.get(name, ()) if n in lowered]
+        if len(behind) != 1 or behind[0].op_type != view.nodes[name].op_type:
+            return None
+        node = behind[0]
+        patches.append(SetNode(node, helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name)))
+    return tuple(patches)
 
 
 def _lowered(examination: Examination, finding: Finding, cause: Cause) -> Patch | None:

@@ -53,7 +53,7 @@ class WrongQuantizer:
 
 
 def wrong_quantizers(
-    target: Model, quantizers: Sequence[Quantizer], views: Sequence[SpanOf]
+    target: Model, quantizers: Sequence[Quantizer], views: Sequence[SpanOf], trusted: onnx.ModelProto | None = None
 ) -> tuple[WrongQuantizer, ...]:
     """Judge the quantizers of a model.
 
@@ -62,6 +62,7 @@ def wrong_quantizers(
         quantizers: Its quantizers.
         views: What passes a quantizer, as the straightened model has it and as the quantized one has it itself; the
             first of them is the truth.
+        trusted: The quantized graph with its constants set right, whose biases tell the scales of their layers' inputs.
     """
     kept = [q for q in quantizers if q.scheme is not None and views[0](q) is not None]
     found = [wrong for q in kept for wrong in _disagreeing(target, q, views[0])]
@@ -69,7 +70,7 @@ def wrong_quantizers(
     groups = _groups([q for q in kept if q not in spoilt])
     fits = [[misfit(scheme, _joint(group, view)) for scheme, group in groups.items()] for view in views]
     normal = [usual(fit) for fit in fits]
-    told = _told_by_biases(target.proto)
+    told = {} if trusted is None else _told_by_biases(trusted)
     for k, (scheme, group) in enumerate(groups.items()):
         ratios = [fit[k] / base for fit, base in zip(fits, normal, strict=True)]
         hint = next((told[q.first] for q in group if q.first in told), None)
@@ -133,12 +134,8 @@ def _right(
     scheme: Quantization, span: Span, ratios: Sequence[float], hint: float | None, is_input: bool
 ) -> Quantization | None:
     """The scheme that should be there, where the one that is there is wrong."""
-    if hint is not None and not np.isclose(hint, scheme.scale, rtol=1e-3):
-        better = Quantization(hint, scheme.zero_point, scheme.dtype)
-        if abs(np.log(max(misfit(better, span), 1e-9))) + np.log(CONTRADICTED) < abs(
-            np.log(max(misfit(scheme, span), 1e-9))
-        ):
-            return better
+    if hint is not None and abs(np.log(hint / scheme.scale)) > np.log(CONTRADICTED):
+        return Quantization(hint, scheme.zero_point, scheme.dtype)
     factor = INPUT_LENIENCY if is_input else 1.0
     if min(ratios) > TOO_WIDE * factor or max(ratios) < 1 / (TOO_NARROW * factor) or _drowned(scheme, span):
         return fitting(scheme, span)

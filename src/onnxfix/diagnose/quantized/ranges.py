@@ -25,8 +25,8 @@ TOO_WIDE = 24.0
 TOO_NARROW = 5.0
 # Inputs are what the user gives.
 INPUT_LENIENCY = 16.0
-# Where the scale of a bias contradicts a range, it need not be off by as much.
-CONTRADICTED = 2.0
+# A bias that is right tells the scale of its layer's input; where a range contradicts it by more, the range is wrong.
+CONTRADICTED = 1.5
 # Share of elements at each end that need not fit: calibration may cut outliers off.
 _OUTLIERS = 1e-3
 # What is masked out must end so far below the rest that a softmax of eight bits makes nothing of it: ln(1024).

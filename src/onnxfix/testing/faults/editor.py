@@ -17,6 +17,7 @@ from onnxfix.testing.faults.shapes import constant_value, value_shapes
 # Ops that only move elements, so that a constant seen through them can be written back to where it is stored; casts
 # between floats as well, whose rounding does not matter to a planted fault.
 _ELEMENTWISE = frozenset({"Identity", "Cast", "CastLike"})
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _VIEWS = _ELEMENTWISE | {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
@@ -108,7 +109,7 @@ class Graph:
         found: dict[str, None] = {}
         for reader, _ in self.consumers(value):
             found[reader.name] = None
-            if reader.op_type in _VIEWS:
+            if reader.op_type in _VIEWS | _QUANTIZING:
                 found.update(dict.fromkeys(self.read_by(reader.output[0])))
         return tuple(found)
 
