@@ -272,3 +272,33 @@ def test_what_cannot_be_written_is_refused(net, tmp_path):
         adapter(Framework.KERAS).with_parameters(model, {"nowhere/bias": np.zeros(5, np.float32)})
     with pytest.raises(ExportError, match=r"\.keras, \.h5 or \.onnx"):
         adapter(Framework.KERAS).save(model, {}, tmp_path / "model.tflite")
+
+
+def test_functions_that_tf2onnx_does_not_know_are_lowered_exactly():
+    """Near zero, log(1 + x) and exp(x) - 1 lose all digits; far from it nothing may overflow into NaN."""
+    x = keras.Input((7,))
+    model = keras.Model(x, [keras.ops.log1p(keras.ops.abs(x)), keras.ops.expm1(x)])
+    values = np.array([[0.0, 1e-7, -3e-5, 0.4, -0.7, 2.0, -80.0], [1e-30, -1e-3, 5.0, 50.0, 87.0, 1e30, -1e30]], np.float32)
+    values[1, 5] = np.float32(88.0)
+    lowered = onnxfix.load(model)
+    expected = [np.log1p(np.abs(values)), np.expm1(values)]
+    for want, got in zip(expected, lowered.run({lowered.inputs[0].name: values}).values(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=0)  # eight units in the last place
+
+
+def test_the_first_largest_is_found_although_zeros_have_signs():
+    x = keras.Input((6,))
+    lowered = onnxfix.load(keras.Model(x, keras.ops.argmax(x, axis=-1)))
+    values = np.array([[-1, -0.0, 0.0, -2, 0.0, -1], [3, 1, 4, 4, 2, 0]], np.float32)
+    (got,) = lowered.run({lowered.inputs[0].name: values}).values()
+    (want,) = lowered.run_native({lowered.inputs[0].name: values}).values()
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, [2, 2])
+
+
+def test_boundaries_belong_to_the_bucket_above_them():
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Discretization(bin_boundaries=[-1.0, 0.0, 2.5])])
+    lowered = onnxfix.load(model)
+    values = np.array([[-3, -1, -0.5, 0, 2.5], [2.4, 100, -1.5, 1, 0]], np.float32)
+    (got,) = lowered.run({lowered.inputs[0].name: values}).values()
+    np.testing.assert_array_equal(got, [[0, 1, 1, 2, 3], [2, 3, 0, 2, 2]])

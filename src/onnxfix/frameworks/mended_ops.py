@@ -5,11 +5,16 @@ Each handler has tf2onnx's custom handler signature and leaves the node's output
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
+
+from onnxfix.frameworks.mended_math import HANDLERS
+from onnxfix.frameworks.tf2onnx_editing import const as _const
+from onnxfix.frameworks.tf2onnx_editing import make as _make
+from onnxfix.frameworks.tf2onnx_editing import replace as _replace
 
 Handler = Callable[[Any, Any, str, list[Any]], None]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -28,6 +33,7 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         "Erfc": _erfc,
         "TFL_EMBEDDING_LOOKUP": _embedding_lookup,
         _QDQ: _quantize_and_dequantize,
+        **HANDLERS,
     }
     mended.update({f"UnsortedSegment{kind}": _unsorted_segment for kind in _SEGMENTS})
     return {name: (handler, []) for name, handler in mended.items()}
@@ -244,25 +250,3 @@ def _real_range(graph: Any, node: Any) -> tuple[str, str]:
 def _round_mode(node: Any) -> str:
     mode = node.get_attr_value("round_mode", b"HALF_TO_EVEN")
     return mode.decode() if isinstance(mode, bytes) else str(mode)
-
-
-def _const(graph: Any, value: Any) -> str:
-    from tf2onnx import utils
-
-    array = np.asarray(value)
-    name: str = graph.make_const(utils.make_name("const"), array).output[0]
-    return name
-
-
-def _make(graph: Any, node: Any, op_type: str, inputs: Iterable[str], **attributes: Any) -> str:
-    name: str = graph.make_node(op_type, list(inputs), attr=attributes, op_name_scope=node.name).output[0]
-    return name
-
-
-def _replace(graph: Any, node: Any, op_type: str, inputs: Iterable[str], **attributes: Any) -> None:
-    """Put a node in the place, and under the name, of one that is lowered."""
-    shapes, dtypes, outputs = node.output_shapes, node.output_dtypes, node.output
-    graph.remove_node(node.name)
-    graph.make_node(
-        op_type, list(inputs), attr=attributes, name=node.name, outputs=outputs, shapes=shapes, dtypes=dtypes
-    )
