@@ -20,7 +20,9 @@ from onnxfix.canonical.bodies import CleanBodies
 from onnxfix.canonical.broadcasting import SpellBroadcasts
 from onnxfix.canonical.casts import SpellCasts
 from onnxfix.canonical.clipping import SpellClips
+from onnxfix.canonical.collector import paused
 from onnxfix.canonical.concats import FlattenConcats
+from onnxfix.canonical.crops import CropTransposedConvs
 from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
 from onnxfix.canonical.directions import SpellDirections
@@ -135,6 +137,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         PadBehindReshape(),
         MergePads(),
         FoldPads(),
+        CropTransposedConvs(),
         MergeAffine(),
         FoldIntoLayerNorm(),
         FoldNormIntoDense(),
@@ -165,12 +168,13 @@ def normal_form(proto: onnx.ModelProto, *, check: Feeds | None = None, batch: in
     Raises:
         CanonicalizationError: the passes do not settle, the model cannot be read, or the check fails.
     """
-    model = ingest(proto, batch)
-    infer_graph(model, trust=False)
-    UnifyOpset()(model)
-    settle(model, passes())
-    UnifyOpset()(model)  # what needed a newer opset may be gone
-    canonical, origins, provenance = emit(model)
+    with paused():
+        model = ingest(proto, batch)
+        infer_graph(model, trust=False)
+        UnifyOpset()(model)
+        settle(model, passes())
+        UnifyOpset()(model)  # what needed a newer opset may be gone
+        canonical, origins, provenance = emit(model)
     if check is not None:
         check_values(proto, canonical, check)
     return NormalForm(canonical, origins, provenance, LoweredParameters(proto), model.graph.meta.get(SPILL))
