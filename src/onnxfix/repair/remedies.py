@@ -83,7 +83,7 @@ def _left_out(examination: Examination, region: Region) -> tuple[Patch, ...] | N
     """Casts to another type and back that the source does not have: the lowered graph can do without them."""
     target = examination.target
     view = examination.alignment.target
-    if region.source_nodes or len(region.feeds) != 1 or len(region.outputs) != 1:
+    if region.source_nodes or not region.target_nodes or len(region.feeds) != 1 or len(region.outputs) != 1:
         return None
     if any(view.nodes[name].op_type not in NARROWING_OPS for name in region.target_nodes):
         return None
