@@ -71,6 +71,17 @@ def test_a_tflite_file_takes_any_batch(tmp_path: Path) -> None:
     np.testing.assert_allclose(next(iter(answers.values())), expected, rtol=0, atol=NOISE * np.abs(expected).max())
 
 
+def test_outputs_keep_their_order_in_a_tflite_file(tmp_path: Path) -> None:
+    """TensorFlow's converter writes them in any order."""
+    keras = pytest.importorskip("keras")
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    model = keras.Model([a, b], [keras.layers.Dense(3)(a) + b, keras.layers.Concatenate()([a, b]), keras.ops.sum(b, -1)])
+    result = onnxfix.convert(model, "tflite", tmp_path / "net.tflite", {"a": normal(6, 4), "b": normal(6, 3)})
+    assert result.success
+    assert len(result.attempts) == 1
+    assert [len(spec.shape) for spec in result.model.outputs] == [2, 2, 1]
+
+
 def test_a_pytorch_module_is_traced_on_the_data(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)

@@ -161,7 +161,7 @@ def _run(model: Model, data: bytes, feeds: Feeds) -> dict[str, np.ndarray]:
             runner = interpreter.get_signature_runner(key)
             given = _named(list(signatures[key]["inputs"]), runner.get_input_details(), feeds)
             answers = runner(**given)
-            return {name: answers[name] for name in sorted(answers, key=_natural)}
+            return {name: answers[name] for name in sorted(answers, key=natural)}
         details = interpreter.get_input_details()
         for detail, value in zip(details, feeds.values(), strict=True):
             interpreter.resize_tensor_input(detail["index"], value.shape)
@@ -177,13 +177,13 @@ def _run(model: Model, data: bytes, feeds: Feeds) -> dict[str, np.ndarray]:
 def _named(names: list[str], details: dict[str, Any], feeds: Feeds) -> dict[str, np.ndarray]:
     """Feeds by the signature's names: equal ones, else in order (``args_0``, ``args_1``, ...)."""
     plain = {re.sub(r"\W", "_", name): value for name, value in feeds.items()}
-    ordered = sorted(names, key=_natural)
+    ordered = sorted(names, key=natural)
     if not set(ordered) <= set(plain):
         plain = dict(zip(ordered, feeds.values(), strict=True))
     return {name: plain[name].astype(details[name]["dtype"]) for name in ordered}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """``output_10`` after ``output_9``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 

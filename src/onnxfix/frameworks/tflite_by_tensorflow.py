@@ -84,9 +84,30 @@ def _converted(attempt: Callable[[Any], bytes]) -> bytes:
         raise MissingDependencyError("tensorflow", "tensorflow", "writing a TFLite model") from error
     try:
         with quiet():
-            return attempt(tf)
+            return in_order(attempt(tf))
     except Exception as error:  # the converter raises everything from ValueError to its own ConverterError
         raise ExportError(f"TensorFlow's TFLite converter cannot express the model: {_reason(error)}.") from error
+
+
+def in_order(data: bytes) -> bytes:
+    """The file with its outputs in the order that the signature's names count (``output_0``, ``output_1``, ...).
+
+    The converter writes them in any order, and whoever reads outputs by position then gets the wrong ones.
+    """
+    from onnxfix.frameworks.export_tflite import natural
+    from onnxfix.frameworks.flatbuffer import schema
+
+    file = bytearray(data)
+    model = schema().Model.GetRootAs(file, 0)
+    if not model.SignatureDefsLength():
+        return data
+    signature = model.SignatureDefs(0)
+    entries = [signature.Outputs(k) for k in range(signature.OutputsLength())]
+    wanted = [entry.TensorIndex() for entry in sorted(entries, key=lambda e: natural(e.Name().decode()))]
+    outputs = model.Subgraphs(signature.SubgraphIndex()).OutputsAsNumpy()  # a view of the file
+    if sorted(outputs) == sorted(wanted):
+        outputs[:] = wanted
+    return bytes(file)
 
 
 def _reason(error: Exception) -> str:
