@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from onnxfix import __version__
+from onnxfix.arguments import Parser, UsageError, data_options, pair_options, verb
 from onnxfix.errors import ExportError, LoadError, OnnxFixError
 from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
-from onnxfix.inputs.images import PREPROCESSING
 from onnxfix.model import Model, load
 from onnxfix.report import terminal
 from onnxfix.report.files import check_report
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(arguments)
-    except _UsageError as error:
+    except UsageError as error:
         _complain(sys.stderr, str(error))
         return FAILED
     except SystemExit as stop:  # argparse leaves this way after --help and --version
@@ -238,103 +237,35 @@ def _complain(err: TextIO, sentence: str) -> None:
     err.flush()
 
 
-class _UsageError(Exception):
-    """The command line was not understood."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Complains in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message}; see {self.prog} --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="onnxfix", description="Find, repair and prove faults in converted models.")
+    parser = Parser(prog="onnxfix", description="Find, repair and prove faults in converted models.")
     parser.add_argument("--version", action="version", version=f"onnxfix {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    _verb(verbs, inspect).add_argument("model", metavar="MODEL", help="a model file or SavedModel directory")
-    normal = _verb(verbs, canonicalize)
+    verb(verbs, inspect).add_argument("model", metavar="MODEL", help="a model file or SavedModel directory")
+    normal = verb(verbs, canonicalize)
     normal.add_argument("model", metavar="MODEL", help="a model file or SavedModel directory")
     normal.add_argument("-o", "--output", metavar="OUT.onnx", required=True, help="where to write the normal form")
-    comparing = _verb(verbs, compare)
-    _pair_options(comparing)
+    comparing = verb(verbs, compare)
+    pair_options(comparing)
     comparing.add_argument(
         "--comparator", choices=("auto", "classification", "regression"), default="auto", help="default: auto"
     )
-    _pair_options(_verb(verbs, diagnose))
-    repairing = _verb(verbs, repair)
-    _pair_options(repairing)
+    pair_options(verb(verbs, diagnose))
+    repairing = verb(verbs, repair)
+    pair_options(repairing)
     repairing.add_argument("-o", "--output", metavar="FIXED", required=True, help="where to write the repaired target")
     repairing.add_argument("--holdout", metavar="H", help="data to verify on; by default a part of --data is held out")
     repairing.add_argument("--report", metavar="FILE", help="also write a report (.html, .json, .md)")
-    converting = _verb(verbs, convert)
+    converting = verb(verbs, convert)
     converting.add_argument("source", metavar="SOURCE", help="the model to convert")
-    _data_options(converting, sides=False)
+    data_options(converting, sides=False)
     converting.add_argument("--to", metavar="FRAMEWORK", required=True, choices=list(Framework),
                             help=f"one of {', '.join(Framework)}")
     converting.add_argument("-o", "--output", metavar="OUT", required=True, help="where to write the converted model")
-    tracing = _verb(verbs, trace)
+    tracing = verb(verbs, trace)
     tracing.add_argument("models", metavar="MODEL", nargs="+", help="the chain: the original, then each conversion")
-    _data_options(tracing, sides=False)
+    data_options(tracing, sides=False)
     return parser
-
-
-def _verb(verbs: Any, run: Callable[[argparse.Namespace, Shell], int]) -> argparse.ArgumentParser:
-    summary = (run.__doc__ or "").strip().splitlines()[0]
-    parser: argparse.ArgumentParser = verbs.add_parser(run.__name__, help=summary, description=summary)
-    parser.set_defaults(run=run)
-    common = parser.add_argument_group("output")
-    common.add_argument("--json", metavar="FILE", help="also write the result as JSON; - for standard output alone")
-    common.add_argument("-v", "--verbose", action="store_true", help="let the frameworks' own messages through")
-    common.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    common.add_argument("--debug", action="store_true", help="print a traceback with an error")
-    return parser
-
-
-def _pair_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="the original model")
-    parser.add_argument("target", metavar="TARGET", help="the converted model")
-    _data_options(parser, sides=True)
-
-
-def _data_options(parser: argparse.ArgumentParser, *, sides: bool) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="D", required=True, help="an .npz or .npy file or a directory of images")
-    data.add_argument("--limit", metavar="N", type=_count, help="use only the first N samples")
-    data.add_argument("--batch-size", metavar="N", type=_count, default=32, help="samples per run (default: 32)")
-    choices = ", ".join(PREPROCESSING)
-    data.add_argument("--preprocess", metavar="NAME", help=f"how pictures are scaled: {choices} (default: unit)")
-    if sides:
-        data.add_argument("--source-preprocess", metavar="NAME", help="the same for the source only")
-        data.add_argument("--target-preprocess", metavar="NAME", help="the same for the target only")
-    else:
-        parser.set_defaults(source_preprocess=None, target_preprocess=None)
-    judging = parser.add_argument_group("judging")
-    for name, default, what in (("--rtol", 1e-3, "relative"), ("--atol", 0.0, "absolute")):
-        note = f"{what} tolerance (default: {default:g})"
-        judging.add_argument(name, metavar="X", type=_tolerance, default=default, help=note)
-    judging.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all random choices (default: 0)")
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
-    return value
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
-    return value
 
 
 if __name__ == "__main__":

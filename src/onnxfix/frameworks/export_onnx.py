@@ -21,7 +21,7 @@ _TORCHSCRIPT_OPSET = 18
 
 
 def by_torch_export(model: Model, feeds: Feeds | None) -> onnx.ModelProto:
-    """A PyTorch model through ``torch.export``, decomposed and optimised, as ``torch.onnx.export`` does by default."""
+    """A PyTorch model through ``torch.export``, decomposed into core ops, then optimised by the exporter."""
     import torch
 
     examples = _examples(model, feeds)
@@ -30,6 +30,7 @@ def by_torch_export(model: Model, feeds: Feeds | None) -> onnx.ModelProto:
 
     def attempt(module: Any) -> onnx.ModelProto:
         program = torch.export.export(module, examples, dynamic_shapes=(tuple(shapes),), strict=False)
+        program = program.run_decompositions()  # ops that the exporter gets wrong as a whole come apart
         proto: onnx.ModelProto = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False).model_proto
         return proto
 
