@@ -103,3 +103,12 @@ def test_value_info_holds_the_shape_of_every_value() -> None:
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
     assert all(known[name][0] == "N" for node in graph.node for name in node.output)
     assert isinstance(graph, onnx.GraphProto)
+
+
+def test_a_new_axis_beside_nothing_gets_no_target_that_divides_by_zero() -> None:
+    model = parse(
+        """(float[2,6] x) => (float[0,1,3,1] y) {
+            wrapped = Identity(e) s = Slice(x, b, wrapped, a, d) y = Unsqueeze(s, n) }""",
+        b=ints(-1, 1), e=ints(-2147483648, 1), a=ints(-1, 0), d=ints(-2, 1), n=ints(-3, -1),
+    )
+    assert ops(settle(model)) == ["Slice", "Reshape"]

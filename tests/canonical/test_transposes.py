@@ -25,6 +25,15 @@ def test_transposes_around_an_op_cancel(op: str) -> None:
     assert "Transpose" not in ops(settle(model))
 
 
+def test_a_tiled_batch_keeps_its_name_on_the_way_through_a_transpose() -> None:
+    model = parse(
+        f"""(float[N,1,4,4] x) => (float[b,h,w,i,c] y) {{
+            t = Transpose <{TO_FIRST}> (x) u = Tile(t, r) y = Unsqueeze(u, a) }}""",
+        r=ints(1, 1, 2, 1), a=ints(-2),
+    )
+    assert ops(settle(model)) == ["Tile", "Reshape", "Transpose"]
+
+
 def test_reduction_without_kept_dimensions_takes_the_transpose_in() -> None:
     model = parse(
         f"(float[N,3,4,5] x) => (float[N,3] y) {{ t = Transpose <{TO_LAST}> (x) y = ReduceMax <keepdims = 0> (t, a) }}",

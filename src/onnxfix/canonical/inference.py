@@ -66,12 +66,24 @@ def _correct_sizes(graph: ir.Graph) -> None:
 
 
 def _runtime_size(node: ir.Node) -> ir.Shape | None:
-    """The shape that onnxruntime gives to a node's output, where onnx may say otherwise."""
+    """The shape that onnxruntime gives to a node's output, where onnx may say otherwise or less."""
     if node.op_type == "Resize":
         return _resized(node)
     if node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):  # type: ignore[arg-type]
         return _pooled(node)
-    return None
+    return _tiled(node) if node.op_type == "Tile" else None
+
+
+def _tiled(node: ir.Node) -> ir.Shape | None:
+    """What is repeated once keeps its symbol; onnx makes up a new one."""
+    source, repeats = node.inputs[0], node.inputs[1].const_value if node.inputs[1] is not None else None
+    shape = node.outputs[0].shape
+    if source is None or source.shape is None or shape is None or repeats is None:
+        return None
+    counts = repeats.numpy().reshape(-1)
+    if not len(counts) == len(source.shape) == len(shape):
+        return None
+    return ir.Shape([old if count == 1 else new for old, new, count in zip(source.shape, shape, counts, strict=True)])
 
 
 def _resized(node: ir.Node) -> ir.Shape | None:

@@ -59,9 +59,19 @@ def sink(
     for old, made in zip(node.outputs, new.outputs, strict=True):
         if made.type is None:
             made.type = old.type
+        _name_sizes(made, old, perm)
         editor.replace(old, permute(editor, made, perm, movers, node, like_shape=old))
     editor.remove([node, *movers])
     return True
+
+
+def _name_sizes(made: ir.Value, old: ir.Value, perm: Perm) -> None:
+    """Keep the names of sizes that inference knows no more, where ``T_perm(made)`` stands for ``old``."""
+    if made.shape is None or old.shape is None or not len(made.shape) == len(old.shape) == len(perm):
+        return
+    back = inverse(perm)
+    made.shape = ir.Shape([old.shape[back[k]] if not isinstance(size, int) and size.value is None else size
+                           for k, size in enumerate(made.shape)])
 
 
 def permute(

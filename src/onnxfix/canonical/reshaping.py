@@ -133,9 +133,19 @@ def _resolved(shape: list[Size], target: list[Size], allowzero: bool, name: str)
         return None
     if inferred:
         rest = product([size for k, size in enumerate(sizes) if k not in inferred])
-        quotient = product(shape).over(rest)
+        quotient = product(shape).over(rest) if rest.number != 0 else _opposite(shape, sizes, inferred[0])
         sizes[inferred[0]] = Size(1, (f"{name}#{inferred[0]}",)) if quotient is None else quotient
     return _thawed(shape, sizes)
+
+
+def _opposite(shape: list[Size], sizes: list[Size], place: int) -> Size | None:
+    """What a -1 stands for where nothing is left to divide: the size that the axes around it leave over.
+
+    Runtimes refuse such a target, so that it can only come from axes that were added or taken out.
+    """
+    old = [size for size in shape if size.number != 1]
+    new = [k for k, size in enumerate(sizes) if size.number != 1]
+    return old[new.index(place)] if len(old) == len(new) else None
 
 
 def _thawed(shape: list[Size], sizes: list[Size]) -> list[Size]:
