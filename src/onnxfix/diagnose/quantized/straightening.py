@@ -22,7 +22,7 @@ from onnxfix.quantization import DEQUANTIZE, QUANTIZE, Quantization, quantizatio
 
 DYNAMIC = "DynamicQuantizeLinear"
 # Ops that do not clip by themselves: behind them a quantizer that starts at zero stands for a Relu.
-_UNBOUNDED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "BatchNormalization"})
+_UNBOUNDED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization"})
 
 
 @dataclass(frozen=True, eq=False)
