@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from forms import settle
 from rewrites import ops, parse, rewrite
 
 from onnxfix.canonical.defaults import ExplicitAttributes
@@ -48,3 +49,15 @@ def test_ceil_mode_is_dropped_where_it_makes_no_difference(size: int, left: int)
     )
     graph = rewrite(model, ExplicitAttributes(), SpellPools())
     assert graph[0].attributes.get_int("ceil_mode") == left
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "AveragePool count_include_pad = 1,"])
+def test_windows_that_onnx_counts_and_runtimes_do_not(op: str) -> None:
+    op, _, attribute = op.partition(" ")
+    model = parse(
+        f"""(float[N,2,3,4,4] x) => (float[N,2,h,w,d] y) {{
+            y = {op} <{attribute} kernel_shape = [2, 2, 2], strides = [3, 3, 1], ceil_mode = 1> (x)
+        }}"""
+    )
+    (pool,) = settle(model).proto.graph.node
+    assert list(next(a.ints for a in pool.attribute if a.name == "pads")) == [0, 0, 0, 0, 1, 0]

@@ -19,6 +19,7 @@ class SpellPools(ir.passes.InPlacePass):
       sequence it is the other way round, since reductions are written as such there
     - ``AveragePool(x, kernel=map) = GlobalAveragePool(x)`` where nothing pads
     - ceil_mode=0 where rounding up or down gives the same size, count_include_pad=0 where nothing pads
+    - ``Pool(x, ceil_mode=1) = Pool(x, pads)`` where onnx counts a window that starts behind the map and runtimes do not
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -81,14 +82,6 @@ def _covers(node: ir.Node) -> bool:
     return not any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
 
 
-def _spare(node: ir.Node, axis: int, size: int) -> int:
-    """By how much a padded axis is longer than the window."""
-    window = node.attributes.get_ints("kernel_shape") or ()
-    pads = integers(node, "pads", [0] * (2 * len(window)))
-    dilations = integers(node, "dilations", [1] * len(window))
-    return size + pads[axis] + pads[len(window) + axis] - (window[axis] - 1) * dilations[axis] - 1
-
-
 def _plain_attributes(node: ir.Node) -> bool:
     window = node.attributes.get_ints("kernel_shape") or ()
     pads = integers(node, "pads", [0] * (2 * len(window)))
@@ -96,12 +89,50 @@ def _plain_attributes(node: ir.Node) -> bool:
     if node.op_type == "AveragePool" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET" and not any(pads):
         modified |= node.attributes.get_int("ceil_mode", 0) == 0 and set_attribute(node, "count_include_pad", 0)
     shape = dims(node.inputs[0])
-    if node.attributes.get_int("ceil_mode", 0) and shape is not None and None not in shape[2:]:
-        strides = integers(node, "strides", [1] * len(window))
-        reach = [(size or 0) + pads[k] - strides[k] * (-(-_spare(node, k, size or 0) // strides[k]))
-                 for k, size in enumerate(shape[2:])]
-        exact = [_spare(node, k, size or 0) % strides[k] == 0 for k, size in enumerate(shape[2:])]
-        # Rounding up adds a window that does not count where it would start behind the map.
-        if all(even or left <= 0 for even, left in zip(exact, reach, strict=True)):
+    if node.attributes.get_int("ceil_mode", 0) and shape is not None:
+        reached = [_reach(node, k, size) for k, size in enumerate(shape[2:])]
+        known = [found for found in reached if found is not None]
+        over = [reach for reach, _ in known]
+        if len(known) == len(reached) and not any(over):
             modified |= set_attribute(node, "ceil_mode", 0)
+        elif len(known) == len(reached) and any(dropped for _, dropped in known):
+            modified |= _pad_last_windows(node, over)
     return modified
+
+
+def _reach(node: ir.Node, axis: int, size: int | None) -> tuple[int, bool] | None:
+    """What rounding up does along an axis, None if that is not known.
+
+    Returns:
+        How far the last window reaches over the padded map, and whether a window more starts behind the map, which
+        runtimes do not count.
+    """
+    window = node.attributes.get_ints("kernel_shape") or ()
+    pads = integers(node, "pads", [0] * (2 * len(window)))
+    stride = integers(node, "strides", [1] * len(window))[axis]
+    dilation = integers(node, "dilations", [1] * len(window))[axis]
+    if stride == 1:
+        return 0, False
+    if size is None:
+        return None
+    spare = size + pads[axis] + pads[len(window) + axis] - (window[axis] - 1) * dilation - 1
+    start = -(-spare // stride) * stride
+    if spare % stride == 0:
+        return 0, False
+    return (0, True) if start >= size + pads[axis] else (start - spare, False)
+
+
+def _pad_last_windows(node: ir.Node, extra: list[int]) -> bool:
+    """``Pool(x, ceil_mode=1) = Pool(x, pads)`` with what the last windows reach over the map as padding behind it."""
+    window = node.attributes.get_ints("kernel_shape") or ()
+    pads = integers(node, "pads", [0] * (2 * len(window)))
+    counted = node.attributes.get_int("count_include_pad", 0)
+    ends = [pads[len(window) + k] + more for k, more in enumerate(extra)]
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or (counted and any(pads)):
+        return False
+    if any(end >= size for end, size in zip(ends, window, strict=True)):
+        return False  # more padding than runtimes take
+    set_attribute(node, "pads", [*pads[: len(window)], *ends])
+    if counted:
+        set_attribute(node, "count_include_pad", 0)
+    return set_attribute(node, "ceil_mode", 0)
