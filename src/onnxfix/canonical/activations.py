@@ -27,7 +27,7 @@ class RecognizeActivations(ir.passes.InPlacePass):
     - ``x * Tanh(Softplus(x)) = Mish(x)``, ``1 / (1 + Exp(-x)) = Sigmoid(x)``
 
     Factors may stand in any order and constants be multiplied out in any way. ``Log(1 + Exp(x))`` is no Softplus: it
-    overflows where Softplus does not.
+    overflows where Softplus does not. Of doubles only sigmoids are recognised: runtimes have no others.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -36,7 +36,7 @@ class RecognizeActivations(ir.passes.InPlacePass):
         for node in nodes_of(model.graph, "Mul", "Div", "HardSigmoid", "Reciprocal"):
             if not is_float(node.outputs[0]):
                 continue
-            for rule in (_hard_swish, _hard_sigmoid, _gelu, _mish, _sigmoid):
+            for rule in _RULES_OF_DOUBLES if node.outputs[0].dtype == ir.DataType.DOUBLE else _RULES:
                 if rule(editor, node):
                     break
         return ir.passes.PassResult(model, editor.modified)
@@ -236,3 +236,7 @@ def _sigmoid(editor: Editor, node: ir.Node) -> bool:
         if negative is not None and negative.near({1: -1.0}, 0.0):
             return _become(editor, node, "Sigmoid", value, [add, exponential, *negative.nodes])
     return False
+
+
+_RULES = (_hard_swish, _hard_sigmoid, _gelu, _mish, _sigmoid)
+_RULES_OF_DOUBLES = (_hard_sigmoid, _sigmoid)

@@ -60,6 +60,7 @@ from onnxfix.canonical.shapes import FoldShapes
 from onnxfix.canonical.sinking import SinkReshapes
 from onnxfix.canonical.sinking_blocks import SinkThroughBlocks
 from onnxfix.canonical.slices import SpellSlices
+from onnxfix.canonical.spelled_activations import WriteOutActivations
 from onnxfix.canonical.stacks import SpellStacks
 from onnxfix.canonical.transposes import PushTransposes
 from onnxfix.canonical.unit_axes import PlaceUnitAxes
@@ -115,6 +116,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         ExplicitAttributes(),
         WideIndices(),
         ExplicitBias(),
+        WriteOutActivations(),
         SpellArithmetic(),
         SpellClips(),
         RecognizeActivations(),
