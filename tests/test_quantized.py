@@ -205,3 +205,49 @@ def test_a_difference_beyond_rounding_is_a_fault_even_where_it_is_small():
     bias[3] += 40  # steps; rounding leaves half of one
     (fault,) = diagnose(source(), target(b1=bias), data()).faults
     assert (fault.kind, fault.parameter) == (FaultKind.WEIGHTS, "b1")
+
+
+def dynamic(**changed: np.ndarray) -> onnx.ModelProto:
+    """Weights in int8, activations by the range of the batch, as onnxruntime's dynamic quantization writes it."""
+    text = """
+    <ir_version: 10, opset_import: ["": 19]>
+    net (float[N, 12] x) => (float[N, 4] y) {
+        xq, xs, xz = DynamicQuantizeLinear (x)
+        m = MatMulInteger (xq, w1, xz, z1)
+        mf = Cast <to = 1> (m)
+        ms = Mul (xs, s1)
+        h0 = Mul (mf, ms)
+        h = Add (h0, b1)
+        r = Relu (h)
+        rq, rs, rz = DynamicQuantizeLinear (r)
+        n = MatMulInteger (rq, w2, rz, z2)
+        nf = Cast <to = 1> (n)
+        ns = Mul (rs, s2)
+        g0 = Mul (nf, ns)
+        y = Add (g0, b2)
+    }
+    """
+    c = floats()
+    s1, s2 = (np.asarray(np.abs(c[w]).max() / 127, np.float32) for w in ("w1", "w2"))
+    values = {
+        "w1": np.rint(c["w1"].T / s1).astype(np.int8), "s1": s1, "z1": np.zeros((), np.int8), "b1": c["b1"],
+        "w2": np.rint(c["w2"].T / s2).astype(np.int8), "s2": s2, "z2": np.zeros((), np.int8), "b2": c["b2"],
+    }  # fmt: skip
+    return built(text, values | changed)
+
+
+def test_dynamic_quantization_is_right_as_it_is():
+    fix = repair(source(), dynamic(), data())
+    assert fix.diagnosis.faults == ()
+    assert fix.success
+    assert fix.before.explained == 1.0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("w1", FaultKind.WEIGHTS), ("b2", FaultKind.WEIGHTS)])
+def test_a_wrong_constant_of_a_dynamic_quantization_is_found(name, kind):
+    right = constants(dynamic())[name]
+    fix = repair(source(), dynamic(**{name: np.roll(right, 1, -1)}), data())
+    (fault,) = fix.diagnosis.faults
+    assert (fault.kind, fault.parameter) == (kind, name)
+    assert fix.success
+    np.testing.assert_allclose(constants(fix.model.proto)[name], right, rtol=1e-6)

@@ -69,6 +69,10 @@ def quantization_of(proto: onnx.ModelProto, node: onnx.NodeProto) -> Quantizatio
 
 
 def is_quantized(proto: onnx.ModelProto) -> bool:
-    """Whether a model was quantized on purpose: it stores integers that a DequantizeLinear widens."""
+    """Whether a model was quantized on purpose: it stores integers that it widens, or computes with."""
     stored = {t.name for t in proto.graph.initializer}
-    return any(node.op_type == DEQUANTIZE and node.input[0] in stored for node in proto.graph.node)
+    return any(
+        (node.op_type == DEQUANTIZE and node.input[0] in stored)
+        or (node.op_type in ("MatMulInteger", "ConvInteger") and node.input[1] in stored)
+        for node in proto.graph.node
+    )

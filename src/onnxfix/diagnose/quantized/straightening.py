@@ -21,6 +21,8 @@ from onnxfix.model import Model
 from onnxfix.quantization import DEQUANTIZE, QUANTIZE, Quantization, quantization_of
 
 DYNAMIC = "DynamicQuantizeLinear"
+# Layers of integers and what they are of floats.
+INTEGER_LAYERS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 # Ops that do not clip by themselves: behind them a quantizer that starts at zero stands for a Relu.
 _UNBOUNDED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization"})
 
@@ -81,6 +83,11 @@ def straightened(model: Model) -> Straightened:
         elif node.op_type in (QUANTIZE, DEQUANTIZE, DYNAMIC):
             value = _clipped(copy, nodes, quantization_of(model.proto, node))
             renamed[node.output[0]] = value
+            if node.op_type == DYNAMIC:
+                # With infinitely fine steps the integers are the numbers themselves.
+                renamed[node.output[1]] = _one(graph)
+        elif node.op_type in INTEGER_LAYERS and node.input[1] in constants:
+            nodes.extend(_layer_in_float(copy, constants))
         else:
             nodes.append(copy)
     del graph.node[:]
@@ -117,6 +124,8 @@ def _quantizers(proto: onnx.ModelProto) -> tuple[Quantizer, ...]:
         found.append(Quantizer(name, first.name, tuple(node.name for node in nodes), scheme, schemes))
     outputs = {o.name for o in proto.graph.output}
     for node in proto.graph.node:
+        if node.op_type == DYNAMIC and node.output[0] not in readers:
+            found.append(Quantizer(_float_value(node.input[0], makers), node.name, (), None, ()))
         if node.op_type == QUANTIZE and node.output[0] in outputs and node.output[0] not in readers:
             value = _float_value(node.input[0], makers)
             found.append(Quantizer(value, node.name, (), quantization_of(proto, node), ()))
@@ -192,6 +201,34 @@ def _widened(
         wide = made("Sub", [wide, shaped(offset, "zeros")], "steps").output[0]
     made("Mul", [wide, shaped(scale, "scales")], "")
     return steps
+
+
+def _one(graph: onnx.GraphProto) -> str:
+    name = "quantization/one"
+    if not any(t.name == name for t in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.ones((), np.float32), name))
+    return name
+
+
+def _layer_in_float(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
+) -> Iterable[onnx.NodeProto]:
+    """``MatMulInteger(q, w, z, zw) -> MatMul(x, cast(w) - cast(zw))``; the same for convolutions."""
+    wide = f"{node.output[0]}/wide"
+    steps = [helper.make_node("Cast", [node.input[1]], [wide], name=wide, to=TensorProto.FLOAT)]
+    zero = node.input[3] if len(node.input) > 3 else ""
+    if zero in constants and np.any(numpy_helper.to_array(constants[zero])):
+        offset, shifted = f"{node.output[0]}/zero", f"{node.output[0]}/steps"
+        steps.append(helper.make_node("Cast", [zero], [offset], name=offset, to=TensorProto.FLOAT))
+        steps.append(helper.make_node("Sub", [wide, offset], [shifted], name=shifted))
+        wide = shifted
+    for step in steps:
+        step.metadata_props.add(key=WIDENS, value=node.name)
+    layer = onnx.NodeProto()
+    layer.CopyFrom(node)
+    layer.op_type = INTEGER_LAYERS[node.op_type]
+    layer.input[:] = [node.input[0], wide]
+    return [*steps, layer]
 
 
 def _outputs_in_float(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
