@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxfix.canonical.channels import is_made_up_zero
+from onnxfix.canonical.map_norms import channel_of, instance_norm
 from onnxfix.canonical.origins import Literal
 from onnxfix.canonical.permutation import inverse as inverted
 from onnxfix.canonical.permutation import permute
 from onnxfix.canonical.queries import dims, finite, is_float, nodes_of, operands, producer, rank, scalar, used_once
 from onnxfix.canonical.rewriting import Editor, array, is_constant, origin_of
+
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class RecognizeLayerNorm(ir.passes.InPlacePass):
     With ``m = ReduceMean(x)``, ``d = x - m``, ``s = Sqrt(ReduceMean(d * d) + epsilon)``:
 
     - ``d / s = d * Reciprocal(s) = LayerNormalization(x, 1, 0)``
+    - ``d * gamma / s`` in any order is a product with the normalization
     - ``x * (gamma / s) + (beta - m * (gamma / s)) = LayerNormalization(x, gamma, beta)`` (TensorFlow's spelling)
+    - over the whole map of each channel it is InstanceNormalization, which scales and shifts channels
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -56,18 +61,20 @@ def _statistics(root: ir.Node) -> _Statistics | None:
     epsilon = 0.0 if add is None else None if pair is None else scalar(pair[1])
     if epsilon is None or not is_float(root.inputs[0]):
         return None  # an epsilon that is too small to count is left out by optimisers
-    variance = producer(root.inputs[0] if pair is None else pair[0], "ReduceMean")
+    variance = producer(root.inputs[0] if pair is None else pair[0], *_MEANS)
     square = None if variance is None else producer(variance.inputs[0], "Mul")
     if variance is None or square is None or square.inputs[0] is not square.inputs[1]:
         return None
     center = producer(square.inputs[0], "Sub")
-    mean = None if center is None else producer(center.inputs[1], "ReduceMean")
+    mean = None if center is None else producer(center.inputs[1], *_MEANS)
     if center is None or mean is None or mean.inputs[0] is not center.inputs[0] or mean.inputs[0] is None:
         return None
     value = mean.inputs[0]
     axes = _axes(mean, value)
     shape = dims(value) or ()
-    if axes is None or axes != _axes(variance, value) or any(shape[a] is None for a in axes):
+    if axes is None or axes != _axes(variance, value):
+        return None
+    if channel_of(value, axes) is None and any(shape[a] is None for a in axes):
         return None
     return _Statistics(
         value=value, mean=mean.outputs[0], centered=center.outputs[0], deviation=root.outputs[0], axes=axes,
@@ -80,6 +87,8 @@ def _axes(reduction: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
     """The axes of a reduction that keeps them as ones."""
     axes = array(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
     size = rank(value)
+    if reduction.op_type == "GlobalAveragePool":
+        return None if size is None else tuple(range(2, size))
     if axes is None or not size or not reduction.attributes.get_int("keepdims", 1):
         return None
     return tuple(sorted(int(a) % size for a in axes.reshape(-1))) or None
@@ -96,12 +105,24 @@ def _reciprocals(statistics: _Statistics) -> Iterator[ir.Node]:
 
 
 def _centered_form(editor: Editor, statistics: _Statistics) -> None:
-    quotients = [n for n in _users(statistics.deviation, "Div")
-                 if n.inputs[0] is statistics.centered and n.inputs[1] is statistics.deviation]
-    for inverse in _reciprocals(statistics):
-        quotients += [n for n in _users(inverse.outputs[0], "Mul") if statistics.centered in n.inputs]
-    for node in quotients:
-        _emit(editor, node, statistics, None, None, [])
+    for node in tuple(_users(statistics.deviation, "Div")):
+        if node.inputs[1] is statistics.deviation:
+            _scaled(editor, node, statistics, node.inputs[:1], {statistics.centered})
+    for inverse in tuple(_reciprocals(statistics)):
+        for node in tuple(_users(inverse.outputs[0], "Mul")):
+            _scaled(editor, node, statistics, node.inputs, {statistics.centered, inverse.outputs[0]})
+
+
+def _scaled(
+    editor: Editor, node: ir.Node, statistics: _Statistics, operands: Iterable[ir.Value | None], wanted: set[ir.Value]
+) -> None:
+    """``d * c / s = (d / s) * c`` for constants c among the factors of the operands."""
+    term, inner = _Term(1, [], []), list[ir.Node]()
+    for operand in operands:
+        if operand is not None:
+            _factors(operand, term, inner, wanted, 3)
+    if set(term.variables) == wanted and len(term.variables) == len(wanted) and all(map(finite, term.constants)):
+        _emit(editor, node, statistics, term.constants, None, inner)
 
 
 def _expanded_form(editor: Editor, statistics: _Statistics) -> None:
@@ -127,7 +148,8 @@ def _expanded(editor: Editor, statistics: _Statistics, inverse: ir.Value, produc
         if parts is not None:
             found = (node, *parts)
     if found is not None:
-        _emit(editor, found[0], statistics, found[1], found[2], found[3])
+        gammas = [] if found[1] is None else [found[1]]
+        _emit(editor, found[0], statistics, gammas, found[2], found[3])
 
 
 @dataclass
@@ -192,28 +214,47 @@ def _factors(value: ir.Value, term: _Term, nodes: list[ir.Node], leaves: set[ir.
 
 
 def _emit(
-    editor: Editor, node: ir.Node, statistics: _Statistics, gamma: ir.Value | None, beta: ir.Value | None,
+    editor: Editor, node: ir.Node, statistics: _Statistics, gammas: list[ir.Value], beta: ir.Value | None,
     inner: list[ir.Node],
 ) -> None:
-    """Replace ``node`` by the normalization."""
+    """Replace ``node`` by the normalization; a scale or shift that does not fit inside comes behind it."""
+    size = rank(statistics.value) or 0
+    if any((rank(constant) or 0) > size for constant in (*gammas, *([] if beta is None else [beta]))):
+        return
+    like = [node, *(n for n in inner if n is not node), *statistics.nodes]
+    plain = instance_norm(editor, statistics.value, statistics.axes, statistics.epsilon, like, node)
+    if plain is None:
+        plain, gammas, beta = _layer_norm(editor, node, statistics, gammas, beta, like)
+    for gamma in gammas:
+        plain = editor.node("Mul", [plain, gamma], like=like, before=node).outputs[0]
+    if beta is not None:
+        plain = editor.node("Add", [plain, beta], like=like, before=node).outputs[0]
+    editor.replace(node.outputs[0], plain)
+    editor.remove([node])
+
+
+def _layer_norm(
+    editor: Editor, node: ir.Node, statistics: _Statistics, gammas: list[ir.Value], beta: ir.Value | None,
+    like: list[ir.Node],
+) -> tuple[ir.Value, list[ir.Value], ir.Value | None]:
+    """The normalization with as much of scale and shift as fits inside, and what is left of them."""
     dtype, size = statistics.value.dtype, rank(statistics.value) or 0
     perm = (*(k for k in range(size) if k not in statistics.axes), *statistics.axes)
-    scale = None if gamma is None else spread(editor, _moved(editor, gamma, perm), statistics.shape)
-    shift = None if beta is None else spread(editor, _moved(editor, beta, perm), statistics.shape)
-    if dtype is None or (gamma is not None and scale is None) or (beta is not None and shift is None):
-        return
-    scale = scale or editor.literal(np.ones(statistics.shape, dtype.numpy()), "scale")
-    shift = shift or editor.literal(np.zeros(statistics.shape, dtype.numpy()), "bias")
-    like = [node, *(n for n in inner if n is not node), *statistics.nodes]
+    scale = spread(editor, _moved(editor, gammas[0], perm), statistics.shape) if len(gammas) == 1 else None
+    shift = None
+    if beta is not None and (scale is not None or not gammas):
+        shift = spread(editor, _moved(editor, beta, perm), statistics.shape)
+    kind = np.float32 if dtype is None else dtype.numpy()
     made = editor.node(
         "LayerNormalization",
-        [permute(editor, statistics.value, perm, like, node, like_shape=statistics.value), scale, shift],
+        [permute(editor, statistics.value, perm, like, node, like_shape=statistics.value),
+         scale or editor.literal(np.ones(statistics.shape, kind), "scale"),
+         shift or editor.literal(np.zeros(statistics.shape, kind), "bias")],
         like=like, before=node,
         attributes={"axis": size - len(statistics.axes), "epsilon": statistics.epsilon, "stash_type": 1},
     )
-    result = permute(editor, made.outputs[0], inverted(perm), like, node, like_shape=node.outputs[0])
-    editor.replace(node.outputs[0], result)
-    editor.remove([node])
+    result = permute(editor, made.outputs[0], inverted(perm), like, node, like_shape=statistics.value)
+    return result, [] if scale is not None else gammas, None if shift is not None else beta
 
 
 def _moved(editor: Editor, constant: ir.Value, perm: tuple[int, ...]) -> ir.Value:

@@ -35,6 +35,7 @@ from onnxfix.canonical.inference import infer_graph
 from onnxfix.canonical.ingest import LoweredParameters, ingest
 from onnxfix.canonical.invariants import LiftInvariants
 from onnxfix.canonical.loops import RecognizeLoops
+from onnxfix.canonical.map_norms import SpellMapNorms
 from onnxfix.canonical.masks import SpellMasks
 from onnxfix.canonical.naming import emit
 from onnxfix.canonical.norm_folding import FoldNormIntoDense
@@ -142,6 +143,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         CropTransposedConvs(),
         MergeAffine(),
         FoldIntoLayerNorm(),
+        SpellMapNorms(),
         FoldNormIntoDense(),
         FoldAffineAfter(),
         FoldAffineBefore(),

@@ -51,7 +51,7 @@ def _sink(editor: Editor, node: ir.Node) -> None:
             inputs.append(mover.inputs[0])
         elif value is None or (is_constant(value) and value.shape is not None and _single(value, shape)):
             inputs.append(value)
-        elif value is not None and is_constant(value) and (before := _shape_before(value, shape, sizes)) is not None:
+        elif value is not None and is_constant(value) and (before := shape_before(value, shape, sizes)) is not None:
             moved[slot] = before
             inputs.append(value)
         elif merges and not is_constant(value) and sizes_of(value) == sizes:
@@ -117,8 +117,14 @@ def _alike(mover: ir.Node, shape: Sequence[Size], sizes: Sequence[Size]) -> bool
     return True
 
 
-def _shape_before(value: ir.Value, shape: Sequence[Size], sizes: Sequence[Size]) -> list[int] | None:
-    """The shape that a broadcast constant has next to the source of a Reshape, or None if it cuts through a group."""
+def shape_before(value: ir.Value, shape: Sequence[Size], sizes: Sequence[Size]) -> list[int] | None:
+    """The shape that a broadcast constant has next to the source of a Reshape, or None if it cuts through a group.
+
+    Args:
+        value: A constant that broadcasts with the result of the Reshape.
+        shape: Sizes of the source.
+        sizes: Sizes of the result.
+    """
     found = groups(shape, sizes)
     content = array(value)
     if found is None or content is None or content.ndim > len(sizes):

@@ -357,6 +357,13 @@ def _normalize_last(editor: Editor, node: ir.Node, perm: Perm) -> bool:
     return sink(editor, node, [_source(node.inputs[0]), *node.inputs[1:]], perm)
 
 
+def _normalize_map(editor: Editor, node: ir.Node, perm: Perm) -> bool:
+    """Norms over the whole map do not mind the order of its axes."""
+    if transposed(node.inputs[0]) is None or perm[:2] != (0, 1):
+        return False
+    return sink(editor, node, [_source(node.inputs[0]), *node.inputs[1:]], perm)
+
+
 def _matmul(editor: Editor, node: ir.Node, perm: Perm) -> bool:
     """``T_p(x) @ W = T_p(x @ W)`` for a constant matrix W and a p that keeps the last axis."""
     if transposed(node.inputs[0]) is None or perm[-1] != len(perm) - 1 or len(perm) < 3:
@@ -403,5 +410,6 @@ RULES: dict[str, Rule] = {
     "Resize": _resize,
     "Gather": _gather,
     "LayerNormalization": _normalize_last,
+    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), _normalize_map),
     "MatMul": _matmul,
 }
