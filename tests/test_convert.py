@@ -93,6 +93,25 @@ def test_a_pytorch_module_is_traced_on_the_data(tmp_path: Path) -> None:
     np.testing.assert_allclose(answer, module(torch.from_numpy(x)).detach().numpy(), rtol=0, atol=1e-5)
 
 
+def test_what_the_exporter_writes_and_nobody_can_run_is_written_in_simpler_ops(tmp_path: Path) -> None:
+    """torch.onnx writes an LSTM with projections as an ONNX LSTM, which has none."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+
+    class Projected(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.LSTM(3, 4, proj_size=2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)[0]
+
+    x = normal(4, 3, 3)
+    result = onnxfix.convert(Projected().eval(), "onnx", tmp_path / "net.onnx", x)
+    assert [attempt.outcome for attempt in result.attempts] == [Outcome.UNUSABLE, Outcome.CONVERTED]
+    assert result.verified.max_rel < NOISE
+
+
 def test_the_next_converter_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     using(monkeypatch, first=crashes, second=loses_an_input, third=lambda model, feeds: model.proto)
     result = onnxfix.convert(network(), "onnx", tmp_path / "net.onnx", images())

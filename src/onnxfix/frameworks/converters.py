@@ -132,6 +132,7 @@ def _to_pytorch(model: Model) -> list[Converter]:
 
 
 def _to_tflite(model: Model) -> list[Converter]:
+    """Ways that keep the batch open come first."""
     from onnxfix.frameworks import export_tflite as lite
     from onnxfix.frameworks import tflite_by_tensorflow as tensorflow
     from onnxfix.frameworks.export_keras import to_tflite, to_tflite_fixed
@@ -150,12 +151,13 @@ def _to_tflite(model: Model) -> list[Converter]:
             Converter("tf.lite from the function", tensorflow.by_function),
             Converter("tf.lite with a batch of one", tensorflow.one_by_one_function),
         ]
-    if model.framework == Framework.PYTORCH:
-        if is_open:
-            ways.append(Converter("litert-torch on the module", lite.by_module))
-        ways.append(Converter(f"litert-torch on the module{fixed}", lite.by_module_fixed))
+    if model.framework == Framework.PYTORCH and is_open:
+        ways.append(Converter("litert-torch on the module", lite.by_module))
     if is_open:
         ways.append(Converter("Keras and tf.lite on the legalised graph", to_tflite))
+    if model.framework == Framework.PYTORCH:
+        ways.append(Converter(f"litert-torch on the module{fixed}", lite.by_module_fixed))
+    if is_open and model.framework != Framework.PYTORCH:
         ways.append(Converter("litert-torch on the legalised graph", lite.by_legalised))
     return [
         *ways,
