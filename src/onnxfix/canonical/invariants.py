@@ -41,19 +41,19 @@ def _lift(graph: ir.Graph, body: ir.Graph) -> bool:
     for value, tensor in found:
         if tensor is None or value.name is None:
             continue
-        _move(graph, value, ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
+        move_constant(graph, value, ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
         body.initializers.pop(value.name)
         lifted = True
     for node in tuple(body):
         content = constant_value(node) if is_op(node, "Constant") and node.outputs[0] not in results else None
         if content is not None:
-            _move(graph, node.outputs[0], ir.Tensor(content))
+            move_constant(graph, node.outputs[0], ir.Tensor(content))
             body.remove(node, safe=True)
             lifted = True
     return lifted
 
 
-def _move(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+def move_constant(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Let the readers of a body's constant read the same constant of the graph."""
     taken = graph.initializers.keys() | {v.name for v in graph.inputs}
     stem = value.name or "constant"

@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from onnxfix.canonical.rewriting import Editor, array, is_constant, is_op
 
+# On an input that stands for a value from around a control-flow body: the hash of what makes that value.
+CAPTURED = "onnxfix.captured"
 _COMMUTATIVE = ("Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal")
 
 
@@ -22,16 +24,32 @@ class OrderOperands(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Order in topological order, so that hashes below are settled."""
         editor = Editor(model.graph)
-        seen: dict[ir.Value, str] = {value: _digest("input", str(k)) for k, value in enumerate(model.graph.inputs)}
+        seen = _inputs(model.graph)
         weights = _Weights()
         for node in model.graph:
             operands = [_key(seen, value) for value in node.inputs]
             if len(operands) > 1 and is_op(node, *_COMMUTATIVE):
                 operands = _reorder(editor, node, operands, weights)
-            stem = _digest(node.domain, node.op_type, _attributes(node), *operands)
-            for k, output in enumerate(node.outputs):
-                seen[output] = _digest(stem, str(k))
+            _note(seen, node, operands)
         return ir.passes.PassResult(model, editor.modified)
+
+
+def structural_keys(graph: ir.Graph) -> dict[ir.Value, str]:
+    """For the inputs and all values that nodes make, the hash of what makes them."""
+    seen = _inputs(graph)
+    for node in graph:
+        _note(seen, node, [_key(seen, value) for value in node.inputs])
+    return seen
+
+
+def _inputs(graph: ir.Graph) -> dict[ir.Value, str]:
+    return {value: value.meta.get(CAPTURED) or _digest("input", str(k)) for k, value in enumerate(graph.inputs)}
+
+
+def _note(seen: dict[ir.Value, str], node: ir.Node, operands: list[str]) -> None:
+    stem = _digest(node.domain, node.op_type, _attributes(node), *operands)
+    for k, output in enumerate(node.outputs):
+        seen[output] = _digest(stem, str(k))
 
 
 def _reorder(editor: Editor, node: ir.Node, keys: list[str], weights: _Weights) -> list[str]:

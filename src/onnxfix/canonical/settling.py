@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from onnxfix.canonical.body_forms import canonicalize_bodies
 from onnxfix.canonical.inference import infer_graph, is_settled, refresh
 from onnxfix.canonical.rewriting import SPILL
 from onnxfix.errors import CanonicalizationError
@@ -14,14 +15,30 @@ from onnxfix.errors import CanonicalizationError
 _ROUNDS = 40
 
 
-def settle(model: ir.Model, passes: Sequence[ir.passes.InPlacePass]) -> None:
-    """Run all passes, round after round, until a round changes nothing.
+def settle(model: ir.Model, passes: Sequence[ir.passes.InPlacePass]) -> bool:
+    """Run all passes, and those on the bodies of control flow, until none of them changes anything.
 
-    A pass that left the model as it was is not run again before another pass has changed something.
+    Returns:
+        Whether a pass changed the model.
 
     Raises:
         CanonicalizationError: the passes never come to rest.
     """
+    modified = _settle_graph(model, passes)
+    for _ in range(_ROUNDS):
+        if not canonicalize_bodies(model, lambda body: settle(body, passes)):
+            return modified
+        modified = True
+        _settle_graph(model, passes)
+    raise CanonicalizationError("the normal form does not settle: bodies of control flow still change.")
+
+
+def _settle_graph(model: ir.Model, passes: Sequence[ir.passes.InPlacePass]) -> bool:
+    """Run all passes on the main graph, round after round, until a round changes nothing.
+
+    A pass that left the model as it was is not run again before another pass has changed something.
+    """
+    modified = False
     state = 0  # counts the changes
     rested: dict[int, int] = {}  # pass -> the state that it had nothing to change in
     for _ in range(_ROUNDS):
@@ -37,9 +54,10 @@ def settle(model: ir.Model, passes: Sequence[ir.passes.InPlacePass]) -> None:
             else:
                 rested[number] = state
         if changed:
+            modified = True
             continue
         if is_settled(model.graph) or not infer_graph(model):
-            return
+            return modified
         state += 1
     raise CanonicalizationError(f"the normal form does not settle: {', '.join(changed)} still change the model.")
 
