@@ -14,14 +14,10 @@ import pytest
 from backend_cases import Case, bound, cases, run
 
 from onnxfix.canonical import normal_form
-from onnxfix.errors import CanonicalizationError
 
 SHARDS = 8
 # Random by definition: no two runs agree.
 _RANDOM = ("test_bernoulli", "test_randomuniform", "test_randomnormal", "test_training_dropout", "test_multinomial")
-
-# Refused with a clear error; docs/normal-form.md says so.
-_REFUSED = {"test_scan_sum": "Scan of opset 8"}
 
 
 def deviation(wanted: object, found: object, case: Case) -> str | None:
@@ -70,10 +66,6 @@ def outcome(case: Case, model: onnx.ModelProto) -> tuple[str, str | None]:
 def test_backend_tests_keep_their_answers(shard: int) -> None:
     judges, wrong = Counter(), []
     for case in cases()[shard::SHARDS]:
-        if case.name in _REFUSED:
-            with pytest.raises(CanonicalizationError, match=_REFUSED[case.name]):
-                normal_form(case.model)
-            continue
         for variant, model in (("", case.model), (" with constants", bound(case))):
             if model is None:
                 continue

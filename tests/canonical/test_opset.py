@@ -68,6 +68,28 @@ def test_functions_are_inlined_and_stand_for_their_call() -> None:
     assert set(form.provenance.values()) == {("first",), ("second",)}
 
 
+def test_scan_over_a_batch_of_sequences_is_a_scan_in_a_scan() -> None:
+    body = """s (float[3] a, float[3] r) => (float[3] next, float[3] out) {
+        next = Add(a, r) out = Mul(next, r) }"""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 8]> g (float[N,3] i, float[N,5,3] x) => (float[N,3] y, float[N,5,3] z) {{
+            y, z = Scan <num_scan_inputs = 1, directions = [1], body = {body}> ("", i, x) }}"""
+    )
+    (scan,) = settle(model).proto.graph.node
+    (inner,) = next(a.g for a in scan.attribute if a.name == "body").node
+    assert (scan.op_type, inner.op_type) == ("Scan", "Scan")
+
+
+def test_scan_with_lengths_is_refused_by_name() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 8]> g (float[2,3] i, int64[2] n, float[2,5,3] x) => (float[2,3] y) {
+            [sums] y = Scan <num_scan_inputs = 1, body = s (float[3] a, float[3] r) => (float[3] next) {
+                next = Add(a, r) }> (n, i, x) }"""
+    )
+    with pytest.raises(CanonicalizationError, match="sums: Scan of opset 8 with sequence_lens"):
+        normal_form(model)
+
+
 def test_training_batch_norm_is_refused_by_name() -> None:
     model = parse(
         "(float[N,3,4] x) => (float[N,3,4] y, float[3] m) { [bn] y, m, v, s, t = BatchNormalization (x, g, g, g, g) }",

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxfix.canonical.batched_scans import unbatch
 from onnxfix.canonical.inference import infer_node
 from onnxfix.canonical.origins import EXPRESSION_OPSET
 from onnxfix.canonical.rewriting import Editor, array, attribute, rank
@@ -33,7 +34,7 @@ class UnifyOpset(ir.passes.InPlacePass):
         """Upgrade, or downgrade where nothing is lost."""
         version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", EXPRESSION_OPSET))
         modified = version != EXPRESSION_OPSET
-        for graph in model.graphs():
+        for graph in tuple(model.graphs()):
             editor = Editor(graph)
             for node in list(graph):
                 own = node.version or version
@@ -223,7 +224,7 @@ def _scatter(editor: Editor, node: ir.Node, version: int) -> None:
 
 def _scan(editor: Editor, node: ir.Node, version: int) -> None:
     if version < 9:
-        raise CanonicalizationError(f"{node.name}: Scan of opset 8 is not supported: convert the model to opset 11.")
+        unbatch(editor, node)
 
 
 def _dft(editor: Editor, node: ir.Node, version: int) -> None:
