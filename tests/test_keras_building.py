@@ -10,7 +10,7 @@ import pytest
 
 import onnxfix
 from onnxfix.errors import ExportError
-from onnxfix.frameworks.export_keras import to_keras
+from onnxfix.frameworks.export_keras import to_keras, to_keras_fixed
 from small_onnx import images, network, normal
 
 keras = pytest.importorskip("keras")
@@ -101,6 +101,13 @@ def test_whole_numbers_divide_towards_zero() -> None:
     expected, actual, _ = answered(model_of("q = Div (x, d) m = Mod <fmod = 1> (x, d) y = Add (q, m)", "int64[N,5] x", d=ints(-3)))
     np.testing.assert_array_equal(actual, expected)
     assert actual.dtype == expected.dtype
+
+
+def test_elements_are_replaced_where_all_sizes_are_known() -> None:
+    index = np.array([[[0, -1, 2]], [[3, 1, 0]]])
+    model = model_of("y = ScatterElements <axis = 2> (x, i, u)", "float[2,3,5] x", i=index, u=normal(2, 1, 3))
+    source, x = onnxfix.load(model), normal(2, 3, 5)
+    np.testing.assert_array_equal(np.asarray(to_keras_fixed(source, None)(x)), source.run({"x": x})["y"])
 
 
 def test_a_table_is_an_embedding() -> None:

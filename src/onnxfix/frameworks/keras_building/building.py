@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
+from onnxfix import mapped
 from onnxfix.errors import ExportError
 from onnxfix.frameworks.keras_building.functions import OTHERS, SAME, function
 from onnxfix.frameworks.keras_building.reducing import REDUCING
@@ -40,7 +40,7 @@ def build(proto: onnx.ModelProto) -> Any:
     """
     import keras
 
-    values: dict[str, Value] = {t.name: Value(numpy_helper.to_array(t)) for t in proto.graph.initializer}
+    values: dict[str, Value] = {t.name: Value(mapped.to_array(t)) for t in proto.graph.initializer}
     inputs = []
     for info in proto.graph.input:
         if info.name not in values:

@@ -188,6 +188,22 @@ def scatter_nd(node: onnx.NodeProto, operands: Operands, attributes: Attributes)
     return Value(ops.scatter_update(x, indices, updates))
 
 
+def scatter_elements(node: onnx.NodeProto, operands: Operands, attributes: Attributes) -> Value:
+    """Elements replaced along an axis: the other coordinates of each are known where all sizes are."""
+    from keras import ops
+
+    x, indices, updates = (given(operands, slot) for slot in range(3))
+    shape = [size for size in indices.shape if size is not None]
+    axis = attributes.get("axis", 0) % x.rank
+    if attributes.get("reduction", "none") != "none" or len(shape) < indices.rank or x.shape[axis] is None:
+        raise Unsupported("reduces, or has an open size")
+    places = ops.cast(indices.first(), "int64")
+    places = ops.where(ops.less(places, 0), ops.add(places, x.shape[axis]), places)
+    grid = [np.asarray(g, np.int64) for g in np.indices(shape)]
+    columns = [ops.reshape(places if k == axis else ops.convert_to_tensor(g), [-1, 1]) for k, g in enumerate(grid)]
+    return Value(ops.scatter_update(x.first(), ops.concatenate(columns, axis=1), ops.reshape(updates.first(), [-1])))
+
+
 def expand(node: onnx.NodeProto, operands: Operands, attributes: Attributes) -> Value:
     """Broadcast to a shape."""
     from keras import ops
@@ -267,6 +283,7 @@ def _mapped(ops: Any, tensor: Any, axis: int, weights: np.ndarray) -> Any:
 
 SHAPING = {
     "Concat": concat, "Expand": expand, "Flatten": flatten, "Gather": gather, "GatherElements": gather_elements,
-    "Pad": pad, "Reshape": reshape, "Resize": resize, "ScatterND": scatter_nd, "Slice": slice_, "Split": split,
+    "Pad": pad, "Reshape": reshape, "Resize": resize,
+    "ScatterElements": scatter_elements, "ScatterND": scatter_nd, "Slice": slice_, "Split": split,
     "Squeeze": squeeze, "Tile": tile, "Transpose": transpose, "Unsqueeze": unsqueeze,
 }  # fmt: skip
