@@ -37,6 +37,7 @@ from onnxfix.canonical.invariants import LiftInvariants
 from onnxfix.canonical.loops import RecognizeLoops
 from onnxfix.canonical.map_norms import SpellMapNorms
 from onnxfix.canonical.masks import SpellMasks
+from onnxfix.canonical.moved_ones import MoveOnesByTranspose
 from onnxfix.canonical.naming import emit
 from onnxfix.canonical.norm_folding import FoldNormIntoDense
 from onnxfix.canonical.normalization import FoldIntoLayerNorm, RecognizeLayerNorm
@@ -130,6 +131,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellRecurrent(),
         SpellStacks(),
         SpellEinsum(),
+        MoveOnesByTranspose(),
         PushTransposes(),
         PlaceUnitAxes(),
         PushThroughReshapes(),

@@ -50,7 +50,7 @@ class PushTransposes(ir.passes.InPlacePass):
             if node.op_type == "Transpose" and (_only_ones_move(editor, node) or _pull_up(editor, node)):
                 continue
             rule = RULES.get(node.op_type)
-            if rule is None or _belongs_to_window(node):
+            if rule is None or belongs_to_window(node):
                 continue
             for value in node.inputs:
                 found = transposed(value)
@@ -83,12 +83,12 @@ def _only_ones_move(editor: Editor, node: ir.Node) -> bool:
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 
 
-def _belongs_to_window(node: ir.Node) -> bool:
+def belongs_to_window(node: ir.Node) -> bool:
     """Whether a node only pads, scales or shifts by constants what a Conv or pool reads, and so stays next to it."""
     if not is_op(node, "Pad", "Mul", "Add") or not _only_constants_beside(node):
         return False
     after = sole_consumer(node.outputs[0])
-    return after is not None and (is_op(after, *_WINDOWED) or _belongs_to_window(after))
+    return after is not None and (is_op(after, *_WINDOWED) or belongs_to_window(after))
 
 
 def _only_constants_beside(node: ir.Node) -> bool:
@@ -103,7 +103,7 @@ def _pull_up(editor: Editor, node: ir.Node) -> bool:
     after, inner = sole_consumer(node.outputs[0]), producer(node.inputs[0], "Pad", "Mul", "Add")
     if inner is None or sole_consumer(inner.outputs[0]) is not node or not _only_constants_beside(inner):
         return False
-    if after is None or not (is_op(after, *_WINDOWED) or _belongs_to_window(after)):
+    if after is None or not (is_op(after, *_WINDOWED) or belongs_to_window(after)):
         return False
     perm = tuple(attribute(node, "perm") or ())
     value = next((v for v in inner.inputs if v is not None and not is_constant(v)), None)
