@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.diagnose.boundary import bound, compared, settle
+from onnxfix.diagnose.boundary import bound, compared, resized, settle
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress
 from onnxfix.diagnose.exhibiting import show_whole
@@ -64,7 +64,9 @@ def diagnose(
         ()
     """
     ours, theirs = load(source), load(target)
-    given = bound(Inputs.of(data, limit=limit, batch_size=batch_size), ours, theirs)
+    given = Inputs.of(data, limit=limit, batch_size=batch_size)
+    ours = resized(ours, given)
+    given = bound(given, ours, theirs)
     found = _found(ours, theirs, given, rtol, atol, progress)
     show_whole(found.faults, ours, theirs, given)
     return found

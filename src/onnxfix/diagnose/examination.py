@@ -87,8 +87,9 @@ def examine(
             raise
         probe, together = Probe(alignment.source, alignment.target, []), False
         accumulator, outputs = run()
-    errors, telling = _readings(probe, len(suspects), together)
     comparison = accumulator.result()
+    worst = 0 if together else _chunk_of(comparison.worst, in_chunks(source, target, data))
+    errors, telling = _readings(probe, len(suspects), together, worst)
     tell("judging", 0.0)
 
     def feed_of(chunk: int) -> Feed:
@@ -103,17 +104,23 @@ def examine(
 
 
 def _readings(
-    probe: Probe, suspects: int, together: bool
+    probe: Probe, suspects: int, together: bool, worst: int
 ) -> tuple[list[LocalError], list[tuple[int, list[int]]]]:
     """Each suspect's error over the data, and on which chunks to judge which of them.
 
-    Where the suspects could not run together nothing is known yet, and all are judged on the first chunk.
+    Where the suspects could not run together nothing is known yet, and all are judged on the worst chunk.
     """
     if not together:
-        return [LocalError(broken="it does not run") for _ in range(suspects)], [(0, list(range(suspects)))]
+        return [LocalError(broken="it does not run") for _ in range(suspects)], [(worst, list(range(suspects)))]
     errors = probe.errors()
     loud = [k for k, error in enumerate(errors) if is_guilty(error, LocalError())]
     return errors, probe.telling_chunks(loud)
+
+
+def _chunk_of(worst: Sequence[int], chunks: Iterable[Chunk]) -> int:
+    """The chunk that holds the sample on which the models differ most."""
+    ends = (chunk.start + chunk.count for chunk in chunks)
+    return next((k for k, end in enumerate(ends) if worst and worst[0] < end), 0)
 
 
 def _agree(comparison: Comparison) -> bool:

@@ -38,7 +38,7 @@ def gap(examination: Examination, finding: Finding) -> Cause:
     narrowed = {*ours, *theirs} <= NARROWING_OPS and bool(ours or theirs)
     fault = reported(
         finding,
-        FaultKind.TENSOR_LAYOUT if moved else FaultKind.PRECISION if narrowed else FaultKind.GRAPH,
+        FaultKind.TENSOR_LAYOUT if moved else FaultKind.PRECISION if narrowed else _kind(finding, ours, theirs),
         names,
         source_names or node_names(examination.source, _partners(examination, region)),
         _gap_message(ours, theirs, label(examination.target, names), label(examination.source, source_names)),
@@ -54,6 +54,12 @@ def _unmatched(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[list[int
     both = [(block.a + k, block.b + k) for block in matcher.get_matching_blocks() for k in range(block.size)]
     mine, yours = {a for a, _ in both}, {b for _, b in both}
     return [k for k in range(len(theirs)) if k not in yours], [k for k in range(len(ours)) if k not in mine]
+
+
+def _kind(finding: Finding, ours: tuple[str, ...], theirs: tuple[str, ...]) -> FaultKind:
+    """A size that the source works out from its input and the target has baked in makes results of another size."""
+    frozen = "Shape" in ours and "Shape" not in theirs and "shape" in finding.error.broken
+    return FaultKind.INPUT_DIMENSIONS if frozen else FaultKind.GRAPH
 
 
 def _gap_message(ours: tuple[str, ...], theirs: tuple[str, ...], here: str, there: str) -> str:

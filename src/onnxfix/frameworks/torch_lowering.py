@@ -168,6 +168,32 @@ def _export(flat: Any, tensors: list[Any], dynamic: bool) -> Any:
         return torch.export.export(flat, fresh, dynamic_shapes=(shapes,) if dynamic else None, strict=False)
 
 
+def lower_resizable(
+    flat: Any, tensors: Sequence[Any], names: Sequence[str], free: Sequence[set[int]]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Lower a module from one tensor per input to a tuple of tensors, with some dimensions open.
+
+    Args:
+        flat: The module.
+        tensors: Examples.
+        names: The inputs' names.
+        free: For each input, the dimensions that are to be open.
+
+    Raises:
+        LoweringError: it cannot be exported so.
+    """
+    import torch
+
+    shapes = tuple(dict.fromkeys(sorted(axes), torch.export.Dim.AUTO) or None for axes in free)
+    try:
+        with quiet(), torch.no_grad():
+            fresh = tuple(t.clone() for t in tensors)
+            program = torch.export.export(flat, fresh, dynamic_shapes=(shapes,), strict=False)
+        return _finish(_to_onnx(program), names)
+    except Exception as error:  # see lower_module
+        raise LoweringError(f"the module cannot be lowered for several sizes: {_reason(error)}.") from error
+
+
 def _to_onnx(program: Any) -> onnx.ModelProto:
     import torch
 

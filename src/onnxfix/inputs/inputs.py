@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from onnxfix.model import Model, TensorSpec
 
 Feed = dict[str, np.ndarray]
+# Blocks that are looked at for the shapes that the data have.
+_LOOKED_AT = 64
 Side = Literal["source", "target"]
 Preprocess = str | Callable[[Any], Any] | None
 
@@ -131,6 +134,19 @@ class Inputs:
     def batch_size(self) -> int:
         """Samples per feed, where the models leave it free."""
         return self._batch_size
+
+    def sizes(self, model: Model) -> list[Feed]:
+        """One feed of each shape that the data have, as they were given, whether the model takes it or not.
+
+        Raises:
+            InputError: the data do not have what the model takes.
+        """
+        found: dict[object, Feed] = {}
+        for block in islice(self._samples().blocks(2), _LOOKED_AT):
+            keys = match_keys(block, model.inputs)
+            feed = {name: block[key] for name, key in keys.items()}
+            found.setdefault(tuple(array.shape[1:] for array in feed.values()), feed)
+        return list(found.values())
 
     def bind(self, source: Model, target: Model | None = None) -> Inputs:
         """Tie the data to the models: their names, batch axis and chunk length.

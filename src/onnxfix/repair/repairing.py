@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxfix.compare import Accumulator, Comparison
-from onnxfix.diagnose.boundary import bound, compared, settle
+from onnxfix.diagnose.boundary import bound, compared, resized, settle
 from onnxfix.diagnose.diagnosis import concluded
 from onnxfix.diagnose.examination import Examination, Progress, in_chunks
 from onnxfix.diagnose.exhibiting import show_whole
@@ -84,7 +84,9 @@ def repair(
         >>> fix.save("fixed.tflite")                                          # doctest: +SKIP
     """
     ours, theirs = load(source), load(target)
-    inputs = bound(Inputs.of(data, limit=limit, batch_size=batch_size), ours, theirs)
+    given = Inputs.of(data, limit=limit, batch_size=batch_size)
+    ours = resized(ours, given)
+    inputs = bound(given, ours, theirs)
     if holdout is None:
         work, held = inputs.split(HOLDOUT, seed=seed)
         note = held.note

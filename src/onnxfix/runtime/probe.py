@@ -218,7 +218,7 @@ class Probe:
         return [_over_chunks(history) for history in self._history]
 
     def telling_chunks(self, chosen: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """The fewest chunks on which every chosen region shows at least a third of its largest error.
+        """The fewest chunks on which every chosen region shows at least a third of its largest error, or is broken.
 
         Returns:
             (chunk, the regions it serves) pairs.
@@ -235,6 +235,8 @@ class Probe:
 
     def _shows(self, region: int, chunk: int) -> bool:
         history = self._history[region]
+        if any(e.broken for e in history):
+            return bool(history[chunk].broken)
         return history[chunk].max_difference >= max(e.max_difference for e in history) / 3
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnxfix.compare import Accumulator, Comparison
 from onnxfix.diagnose.boundary.change import Change, changed
 from onnxfix.diagnose.boundary.dimensions import dimension_changes
@@ -13,8 +15,10 @@ from onnxfix.diagnose.boundary.preparation import preparations
 from onnxfix.diagnose.boundary.samples import Samples, agree
 from onnxfix.diagnose.fault import Diagnosis
 from onnxfix.errors import AlignmentError, InputError, RuntimeFailure
+from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
-from onnxfix.model import Model
+from onnxfix.inputs.matching import fitting_move
+from onnxfix.model import Model, TensorSpec
 from onnxfix.surgeon.patch import Patch
 
 
@@ -70,6 +74,32 @@ def settle(source: Model, target: Model, data: Inputs) -> Boundary:
 def _with(target: Model, changes: Sequence[Change]) -> Model:
     patches = [patch for change in changes for patch in change.patches]
     return changed(target, patches) if patches else target
+
+
+def resized(source: Model, data: Inputs) -> Model:
+    """The source, lowered again where it was traced on other sizes than the data have and takes these all the same.
+
+    Args:
+        source: The model; only a PyTorch module can be traced again.
+        data: The data.
+    """
+    if source.framework != Framework.PYTORCH:
+        return source
+    try:
+        feeds = data.sizes(source)
+        if all(fits_sizes(feed[spec.name], spec) for feed in feeds for spec in source.inputs):
+            return source
+    except InputError:
+        return source
+    from onnxfix.frameworks.torch_resizing import with_free_sizes
+
+    kinds = {spec.name: spec.dtype for spec in source.inputs}
+    return with_free_sizes(source, [{n: a.astype(kinds[n]) for n, a in feed.items()} for feed in feeds]) or source
+
+
+def fits_sizes(array: np.ndarray, spec: TensorSpec) -> bool:
+    """Whether an array has the sizes that an input asks for, its number of rows aside."""
+    return spec.shape is None or fitting_move(array.shape, spec.shape) is not None
 
 
 def bound(data: Inputs, source: Model, target: Model) -> Inputs:
