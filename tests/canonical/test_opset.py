@@ -54,7 +54,8 @@ def test_newer_opset_without_newer_meaning_comes_down() -> None:
 
 
 def test_ops_that_only_a_newer_opset_has_keep_it() -> None:
-    model = parse("(float[N,3] x) => (float[N,3] y) { y = RMSNormalization <axis = -1> (x, s) }", opset=23, s=normal(3))
+    text = "(double[N,3] x) => (double[N,3] y) { y = RMSNormalization <axis = -1> (x, s) }"
+    model = parse(text, opset=23, s=normal(3).astype(np.float64))
     model.ir_version = 11
     assert normal_form(model).proto.opset_import[0].version == 23
 

@@ -14,7 +14,8 @@ class SpellArithmetic(ir.passes.InPlacePass):
 
     - ``x - c = x + (-c)``, ``c - x = x * (-1) + c``, ``-x = x * (-1)``
     - ``x / c = x * (1 / c)``, unless something that rounds or compares reads the quotient and c is no power of two
-    - ``1 / x = Reciprocal(x)``, ``Pow(x, 2) = x * x``, ``Pow(x, 0.5) = Sqrt(x)``, ``Pow(x, 1) = x``
+    - ``1 / x = Reciprocal(x)``, ``Pow(x, 2) = x * x``, ``Pow(x, 0.5) = Sqrt(x)``, ``Pow(x, 1) = x``,
+      ``Pow(x, -1) = Reciprocal(x)``, ``Pow(x, -0.5) = Reciprocal(Sqrt(x))``
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -87,6 +88,10 @@ def _pow(editor: Editor, node: ir.Node) -> None:
         _finish(editor, node, _binary(editor, node, "Mul", value, value))
     elif content == 0.5:
         _finish(editor, node, _binary(editor, node, "Sqrt", value))
+    elif content == -0.5:
+        _finish(editor, node, _binary(editor, node, "Reciprocal", _binary(editor, node, "Sqrt", value)))
+    elif content == -1:
+        _finish(editor, node, _binary(editor, node, "Reciprocal", value))
     elif content == 1:
         _finish(editor, node, value)
 

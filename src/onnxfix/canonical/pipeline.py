@@ -56,6 +56,7 @@ from onnxfix.canonical.reshaping import SpellReshapes
 from onnxfix.canonical.resizes import SpellResizes
 from onnxfix.canonical.reversals import SpellReversals
 from onnxfix.canonical.rewriting import SPILL
+from onnxfix.canonical.root_norms import SpellRootNorms
 from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.settling import settle
 from onnxfix.canonical.shapes import FoldShapes
@@ -123,6 +124,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         SpellClips(),
         RecognizeActivations(),
         RecognizeLayerNorm(),
+        SpellRootNorms(),
         SplitBatchNorm(),
         SpellMasks(),
         SpellQuantization(),
