@@ -83,3 +83,12 @@ def test_a_crop_of_an_unknown_size_counts_from_both_ends() -> None:
     assert [n.op_type for n in form.proto.graph.node] == ["ConvTranspose"]
     np.testing.assert_array_equal(constant(form, "ConvTranspose", 1), KERNEL)
     assert is_isomorphic(cropped, padded)
+
+
+def test_dilation_does_not_allow_more_output_padding_than_runtimes_take() -> None:
+    model = parse(
+        "(float[N,3,4,5] x) => (float[N,4,h,w] y) { y = ConvTranspose <pads = [1, 1, 1, 0], dilations = [2, 2]> (x, k) }",
+        k=KERNEL,
+    )
+    (conv,) = settle(model).proto.graph.node
+    assert {a.name: list(a.ints) for a in conv.attribute}["output_padding"] == [0, 0]

@@ -61,3 +61,11 @@ def test_windows_that_onnx_counts_and_runtimes_do_not(op: str) -> None:
     )
     (pool,) = settle(model).proto.graph.node
     assert list(next(a.ints for a in pool.attribute if a.name == "pads")) == [0, 0, 0, 0, 1, 0]
+
+
+def test_pools_of_same_size_round_up_once() -> None:
+    model = parse(
+        """(float[N,5,2] x) => (float[N,5,w] y) {
+            y = AveragePool <auto_pad = "SAME_LOWER", ceil_mode = 1, kernel_shape = [1], strides = [3]> (x) }"""
+    )
+    settle(model)

@@ -18,7 +18,7 @@ class CropTransposedConvs(ir.passes.InPlacePass):
     ``n = e - o`` count. PyTorch's spelling is kept, with equal padding on either side where it can be:
 
     - ``n >= b``: pads ``[b, n]``, no output_padding
-    - ``b - n < max(stride, dilation)``: pads ``[b, b]``, output_padding ``b - n``
+    - ``b - n < stride``: pads ``[b, b]``, output_padding ``b - n``; runtimes refuse more
     - otherwise pads ``[b, n]``, or ``[b, 0]`` and output_padding ``-n`` where n is negative
     """
 
@@ -75,7 +75,7 @@ def _edges(node: ir.Node) -> _Edges | None:
     return _Edges(
         begins=pads[:count],
         ends=tuple(pad - more for pad, more in zip(pads[count:], extra, strict=True)),
-        spans=tuple(max(pair) for pair in zip(strides, dilations, strict=True)),
+        spans=strides,
         reach=tuple((k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)),
     )
 

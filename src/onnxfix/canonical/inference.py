@@ -103,9 +103,7 @@ def _pooled(node: ir.Node) -> ir.Shape | None:
     source, window = node.inputs[0], node.attributes.get_ints("kernel_shape")
     if source is None or source.shape is None or window is None or len(source.shape) != len(window) + 2:
         return None
-    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-        return None
-    count = len(window)
+    count, same = len(window), node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
     strides, dilations = (node.attributes.get_ints(name) or [1] * count for name in ("strides", "dilations"))
     pads = node.attributes.get_ints("pads") or [0] * (2 * count)
     dims: list[int | ir.SymbolicDim] = list(source.shape[:2])
@@ -113,6 +111,9 @@ def _pooled(node: ir.Node) -> ir.Shape | None:
     for k, size in enumerate(source.shape[2:]):
         if not isinstance(size, int):
             dims.append(ir.SymbolicDim(None) if inferred is None else inferred[k + 2])
+            continue
+        if same:
+            dims.append(-(-size // strides[k]))
             continue
         spare = size + pads[k] + pads[count + k] - (window[k] - 1) * dilations[k] - 1
         windows = -(-spare // strides[k]) + 1
