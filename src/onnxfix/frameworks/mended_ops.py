@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from onnxfix.frameworks import tflite_recurrent
 from onnxfix.frameworks.mended_math import HANDLERS
 from onnxfix.frameworks.tf2onnx_editing import const as _const
 from onnxfix.frameworks.tf2onnx_editing import make as _make
@@ -35,6 +36,7 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         _QDQ: _quantize_and_dequantize,
         **HANDLERS,
     }
+    mended.update(tflite_recurrent.handlers())
     mended.update({f"UnsortedSegment{kind}": _unsorted_segment for kind in _SEGMENTS})
     return {name: (handler, []) for name, handler in mended.items()}
 

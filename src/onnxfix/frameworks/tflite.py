@@ -172,6 +172,7 @@ def _invoke(interpreter: Any, arrays: list[np.ndarray]) -> None:
             if tuple(detail["shape"]) != array.shape:
                 interpreter.resize_tensor_input(detail["index"], array.shape)
         interpreter.allocate_tensors()
+        interpreter.reset_all_variables()  # an earlier run leaves recurrent states behind
         for detail, array in zip(details, arrays, strict=True):
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()

@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxfix.frameworks.flatbuffer import Flatbuffer
 from onnxfix.frameworks.lowering_tf2onnx import rename_values
+from onnxfix.frameworks.tflite_recurrent import note_operands
 
 _RAW = "/raw"
 _LANDMARK = "/landmark"
@@ -44,6 +45,7 @@ def graphs(file: Flatbuffer, shapes: Mapping[int, list[int]]) -> tuple[Any, list
         nodes, _, _, output_shapes, dtypes, inputs, outputs, name = tflite_utils.parse_tflite_graph(
             view, codes, model, prefix, better if is_main else None
         )
+        note_operands(nodes, subgraph, codes)
         if is_main:
             nodes = _with_landmarks(nodes, output_shapes, dtypes)
         graph = Graph(
