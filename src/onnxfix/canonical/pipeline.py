@@ -49,6 +49,7 @@ from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
 from onnxfix.canonical.pooling import SpellPools
 from onnxfix.canonical.products import SpellProducts
 from onnxfix.canonical.quantization import SpellQuantization
+from onnxfix.canonical.rectifiers import RecognizeRectifiers
 from onnxfix.canonical.recurrent import SpellRecurrent
 from onnxfix.canonical.reductions import SpellReductions
 from onnxfix.canonical.regrouping import PushThroughReshapes
@@ -122,6 +123,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         WriteOutActivations(),
         SpellArithmetic(),
         SpellClips(),
+        RecognizeRectifiers(),
         RecognizeActivations(),
         RecognizeLayerNorm(),
         SpellRootNorms(),
