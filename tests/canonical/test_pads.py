@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from forms import settle
 from rewrites import normal, ops, parse, rewrite
 
 from onnxfix.canonical.defaults import ExplicitAttributes
@@ -125,3 +126,12 @@ def test_a_pad_goes_behind_a_reshape_that_only_places_ones(pads, shape, target, 
     )  # fmt: skip
     graph = rewrite(model, ExplicitAttributes(), PadBehindReshape(), FoldPads())
     assert ops(graph) == (["Reshape", "Conv"] if moved else ["Pad", "Reshape", "Conv"])
+
+
+def test_output_padding_is_no_part_of_the_size_that_same_padding_gives() -> None:
+    model = parse(
+        """(float[N,3,6,H] x) => (float[N,2,h,w] y) {
+            y = ConvTranspose <auto_pad = "SAME_LOWER", output_padding = [1, 1], strides = [2, 2]> (x, k) }""",
+        k=normal(3, 2, 2, 3),
+    )
+    settle(model)

@@ -44,7 +44,7 @@ def _correct_sizes(graph: ir.Graph) -> None:
 
     Of a Resize it is ``floor(float32(size) * float32(scale))``; onnx multiplies otherwise: 9 * 1.4444444 is 12 there
     and 13 when the model runs. Of a pool with ceil_mode, windows that start behind the map do not count; onnx counts
-    them.
+    them. A transposed convolution with SAME padding multiplies the size by the stride; onnx adds output_padding.
     """
     corrected: set[ir.Value] = set()
     for node in graph:
@@ -71,7 +71,21 @@ def _runtime_size(node: ir.Node) -> ir.Shape | None:
         return _resized(node)
     if node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):  # type: ignore[arg-type]
         return _pooled(node)
+    if node.op_type == "ConvTranspose":
+        return _unpooled(node)
     return _tiled(node) if node.op_type == "Tile" else None
+
+
+def _unpooled(node: ir.Node) -> ir.Shape | None:
+    """``size * stride`` of a transposed convolution with SAME padding, to which onnx adds output_padding."""
+    source, strides, known = node.inputs[0], node.attributes.get_ints("strides"), node.outputs[0].shape
+    if not node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME") or "output_shape" in node.attributes:
+        return None
+    if source is None or source.shape is None or strides is None or known is None or len(known) != len(strides) + 2:
+        return None
+    sizes = [size * stride if isinstance(size, int) else old
+             for size, stride, old in zip(source.shape[2:], strides, known[2:], strict=True)]
+    return ir.Shape([*known[:2], *sizes])
 
 
 def _tiled(node: ir.Node) -> ir.Shape | None:
