@@ -136,9 +136,9 @@ def _name_inside(node: ir.Node) -> None:
             count += 1
         for inner in subgraph:
             inner.name = f"{node.name}/{number}/node_{count}"
-            for index, value in enumerate(inner.inputs):
-                if value is not None and value.is_initializer() and (value.name or "").startswith("%"):
-                    value.name = f"{inner.name}.{_operand_name(inner, index)}"
+            for index, operand in enumerate(inner.inputs):
+                if operand is not None and operand.is_initializer() and (operand.name or "").startswith("%"):
+                    operand.name = f"{inner.name}.{_operand_name(inner, index)}"
             for output in inner.outputs:
                 if output.name != "":
                     output.name = f"{node.name}/{number}/{count}"

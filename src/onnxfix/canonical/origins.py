@@ -389,7 +389,8 @@ def _narrowed(wanted: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.kind not in "iu" or wanted.dtype.kind != "f":
         return wanted.astype(dtype)
     info = np.iinfo(dtype)
-    return np.clip(np.nan_to_num(np.rint(wanted)), info.min, info.max).astype(dtype)
+    rounded: Array = np.clip(np.nan_to_num(np.rint(wanted)), info.min, info.max)
+    return rounded.astype(dtype)
 
 
 def _invert_unary(origin: Apply, slot: int, values: list[Array | None], wanted: Array) -> Array:

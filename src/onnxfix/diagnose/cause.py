@@ -27,6 +27,7 @@ class Cause:
         attribution: The lowered parameter behind a wrong constant, where there is one.
         patch: The attribute of a lowered node behind wrong constants, where it is that.
         follows: Setting another cause's parameter right sets this right, too; it is no fault of its own.
+        vague: A parameter is wrong, but what was done to it has no name: something else may have happened.
     """
 
     fault: Fault
@@ -35,6 +36,7 @@ class Cause:
     attribution: Attribution | None = None
     patch: SetAttribute | None = None
     follows: bool = False
+    vague: bool = False
 
 
 def reported(

@@ -19,7 +19,7 @@ from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.folding import is_under_root, misfolded, wrong_epsilon
 from onnxfix.diagnose.naming import WIDENS, counterpart, label, node_names, others_behind
 from onnxfix.diagnose.quantized.schemes import misscaled
-from onnxfix.diagnose.weights import explain
+from onnxfix.diagnose.weights import explain, has_name
 from onnxfix.model import Model
 from onnxfix.surgeon.patch import SetAttribute
 
@@ -152,11 +152,13 @@ def _weight(
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
     here = label(target, names)
     message = f"{what} of {here} {how}."
+    vague = not folding and not has_name(how)
     if attribution is not None and _is_epsilon(target, constant, attribution):
-        kind = FaultKind.HYPERPARAMETERS
+        kind, vague = FaultKind.HYPERPARAMETERS, False
         message = f"epsilon of {here} is {short(actual)} instead of {short(expected)}."
     if attribution is not None and _is_extra_factor(target, attribution):
-        kind, message = FaultKind.GRAPH, f"{here} multiplies by {short(actual)} what the source does not."
+        kind, vague = FaultKind.GRAPH, False
+        message = f"{here} multiplies by {short(actual)} what the source does not."
     fault = reported(
         finding,
         kind,
@@ -169,7 +171,7 @@ def _weight(
         expected=expected,
         actual=actual,
     )
-    return Cause(fault, finding, difference, attribution)
+    return Cause(fault, finding, difference, attribution, vague=vague)
 
 
 def _parameters_behind(target: Model, constant: WrongConstant, parameter: str | None) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ from onnxfix.model import Model
 
 # Pieces of more lowered nodes than this are not searched: each trial normalises the whole piece.
 LARGEST = 60
-# Edits of one piece, and nodes left out by one edit.
+# Trials on one piece, edits of it, and nodes left out by one edit.
+MOST_TRIALS = 200
 MOST_EDITS = 3
 LONGEST = 4
 # Families of ops that take the same operands, of which a converter may have chosen the wrong one.
@@ -74,7 +75,8 @@ def edits(
     wanted = set(doubtful)
     excerpts = Excerpts(target)
     found: list[Edit] = []
-    near = clusters(alignment, findings)
+    # Wrong constants have one op each behind them; ops too many may show in several places around them.
+    near = [cluster for cluster in clusters(alignment, findings) if any(not f.region.matched for f in cluster)]
     alone = [[f] for f in findings if not any(f in cluster for cluster in near)]
     for cluster in (*near, *alone):
         if wanted.isdisjoint(cluster):
@@ -190,11 +192,14 @@ class _Search:
 
     def run(self) -> list[Edit]:
         """The edits; none where ops still differ after them. Each makes a wrong op or constant right and none wrong."""
-        distance = self._tried({})
+        distance, trials = self._tried({}), 0
         made: list[Edit] = []
         while distance is not None and distance != (0, 0) and len(made) < MOST_EDITS:
             best: tuple[tuple[int, int], Edit] | None = None
             for edit in self._candidates():
+                trials += 1
+                if trials > MOST_TRIALS:
+                    return []
                 tried = self._tried({edit.value.name: edit.value})
                 if tried is not None and tried < distance and (best is None or tried < best[0]):
                     best = tried, edit

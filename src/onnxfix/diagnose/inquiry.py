@@ -90,6 +90,8 @@ def _doubtful(examination: Examination, found: Sequence[Cause]) -> tuple[Finding
             return True
         if cause.patch is not None or difference is None or difference.attribute:
             return False
+        if cause.attribution is not None and not cause.attribution.innocent and not cause.vague:
+            return False
         behind = [n for n in provenance.get(region.target_nodes[0], ()) if n in ops and ops[n] not in MOVERS]
         return len(behind) > 1
 

@@ -13,6 +13,11 @@ from onnxfix.diagnose.fault import FaultKind
 LARGEST_FACTOR = 4096
 
 
+def has_name(phrase: str) -> bool:
+    """Whether a phrase of :func:`explain` says what was done to a weight, rather than only by how much it differs."""
+    return not phrase.startswith(("differs in", "is scaled by"))
+
+
 def explain(expected: np.ndarray | None, actual: np.ndarray | None) -> tuple[FaultKind, str]:
     """Say how ``actual`` came from ``expected``.
 
