@@ -128,10 +128,15 @@ def test_a_pad_goes_behind_a_reshape_that_only_places_ones(pads, shape, target, 
     assert ops(graph) == (["Reshape", "Conv"] if moved else ["Pad", "Reshape", "Conv"])
 
 
-def test_output_padding_is_no_part_of_the_size_that_same_padding_gives() -> None:
+@pytest.mark.parametrize("kernel", [(2, 3), (1, 1), (1, 3)])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_same_padding_of_a_transposed_convolution_gives_the_size_that_runtimes_give(
+    kernel: tuple[int, int], extra: int
+) -> None:
     model = parse(
-        """(float[N,3,6,H] x) => (float[N,2,h,w] y) {
-            y = ConvTranspose <auto_pad = "SAME_LOWER", output_padding = [1, 1], strides = [2, 2]> (x, k) }""",
-        k=normal(3, 2, 2, 3),
+        f"""(float[N,3,6,5] x) => (float[N,2,h,w] y) {{
+            y = ConvTranspose <auto_pad = "SAME_LOWER", output_padding = [{extra}, {extra}], strides = [2, 2]> (x, k)
+        }}""",
+        k=normal(3, 2, *kernel),
     )
     settle(model)

@@ -77,15 +77,22 @@ def _runtime_size(node: ir.Node) -> ir.Shape | None:
 
 
 def _unpooled(node: ir.Node) -> ir.Shape | None:
-    """``size * stride`` of a transposed convolution with SAME padding, to which onnx adds output_padding."""
-    source, strides, known = node.inputs[0], node.attributes.get_ints("strides"), node.outputs[0].shape
+    """``size * stride`` of a transposed convolution that SAME padding crops, to which onnx adds output_padding."""
+    source, kernel, known = node.inputs[0], node.inputs[1], node.outputs[0].shape
     if not node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME") or "output_shape" in node.attributes:
         return None
-    if source is None or source.shape is None or strides is None or known is None or len(known) != len(strides) + 2:
+    if source is None or source.shape is None or kernel is None or kernel.shape is None or known is None:
         return None
-    sizes = [size * stride if isinstance(size, int) else old
-             for size, stride, old in zip(source.shape[2:], strides, known[2:], strict=True)]
-    return ir.Shape([*known[:2], *sizes])
+    count = len(source.shape) - 2
+    strides, dilations = (node.attributes.get_ints(name) or [1] * count for name in ("strides", "dilations"))
+    extra = node.attributes.get_ints("output_padding") or [0] * count
+    sizes = list(known)
+    for k, (size, width) in enumerate(zip(source.shape[2:], kernel.shape[2:], strict=True)):
+        if not isinstance(size, int) or not isinstance(width, int):
+            continue
+        if (width - 1) * dilations[k] + 1 + extra[k] >= strides[k]:
+            sizes[k + 2] = size * strides[k]
+    return ir.Shape(sizes)
 
 
 def _tiled(node: ir.Node) -> ir.Shape | None:
