@@ -40,6 +40,8 @@ def canonicalize_bodies(model: ir.Model, settle: Settle) -> bool:
                     _empty(attr.as_graph())
                     node.attributes[name] = ir.AttrGraph(name, form)
                     changed = True
+    if changed:
+        _reopen(model.graph)
     return changed
 
 
@@ -137,9 +139,17 @@ def _doubt_shapes(node: ir.Node, graph: ir.Graph) -> None:
                 output.shape = None if repeated else _certain(output.shape)
     for value in graph.inputs:
         value.shape = _certain(value.shape)
+    _reopen(graph)
     if is_op(node, "Loop"):
         for before, after in zip(graph.inputs[2:], graph.outputs[1:], strict=False):
             before.shape = _invariant(before.shape, after.shape)
+
+
+def _reopen(graph: ir.Graph) -> None:
+    """Let inference find the sizes of results anew that it could only number: it keeps the numbers otherwise."""
+    for value in graph.outputs:
+        if not value.is_graph_input():
+            value.shape = _certain(value.shape)
 
 
 def _certain(shape: ir.Shape | None) -> ir.Shape | None:
