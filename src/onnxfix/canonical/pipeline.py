@@ -58,6 +58,7 @@ from onnxfix.canonical.resizes import SpellResizes
 from onnxfix.canonical.reversals import SpellReversals
 from onnxfix.canonical.rewriting import SPILL
 from onnxfix.canonical.root_norms import SpellRootNorms
+from onnxfix.canonical.selections import SpellSelections
 from onnxfix.canonical.sequences import SqueezeConvs
 from onnxfix.canonical.settling import settle
 from onnxfix.canonical.shapes import FoldShapes
@@ -123,6 +124,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         WriteOutActivations(),
         SpellArithmetic(),
         SpellClips(),
+        SpellSelections(),
         RecognizeRectifiers(),
         RecognizeActivations(),
         RecognizeLayerNorm(),

@@ -23,7 +23,7 @@ class RecognizeRectifiers(ir.passes.InPlacePass):
 
     - ``Where(x > t, x, Softplus(x)) = Softplus(x)`` for t >= 17, where both are x to the last bit; for t up to 88 also
       with ``Log(1 + Exp(x))``, which is finite there
-    - ``Relu(x) + Log(1 + Exp(-Abs(x))) = Softplus(x)``, ``Tanh(Log(1 + Exp(x))) = Tanh(Softplus(x))``: no overflow shows
+    - ``Relu(x) + Log(1 + Exp(-Abs(x))) = Softplus(x)``, ``Tanh(Log(1 + Exp(x))) = Tanh(Softplus(x))``
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
