@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install demo test lint bench bench-clean bench-faults bench-bugs bench-convergence bench-canonical bench-large picture clean
+.PHONY: install demo test lint bench bench-clean bench-faults bench-planted bench-bugs bench-convergence bench-canonical bench-large picture clean
 
 install: $(STAMP)
 
@@ -35,8 +35,11 @@ bench: install
 bench-clean: install
 	$(BIN)/python benchmarks/clean_pairs.py
 
-bench-faults: install
+bench-planted: install
 	$(BIN)/python benchmarks/planted_faults.py
+
+bench-faults: install
+	$(BIN)/python benchmarks/faults.py
 
 bench-bugs: install
 	$(BIN)/python benchmarks/converter_bugs.py

@@ -1,7 +1,7 @@
 """The networks of the fault matrix, each as its converters make it in every framework.
 
-``build/faults/<network>`` holds one file per framework. Batch-norm statistics are those of the network's own inputs, so
-that its answers depend on them. A conversion that fails is left out; the pairs that it would give are counted as absent.
+``build/faults/<network>`` holds one file per framework. Batch-norm statistics are those of the network's own inputs,
+so that its answers depend on them. A conversion that fails is left out, and so are the pairs that it would give.
 """
 
 from __future__ import annotations

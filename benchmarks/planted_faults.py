@@ -90,7 +90,7 @@ def report(rows: list[list[str]], options: argparse.Namespace) -> Path:
         f"Faults planted by `onnxfix.testing.inject` (seed {options.seed}) in converted models whose names were then "
         f"made meaningless; repaired on three quarters of {options.photos} photos, verified on the rest. *found*: "
         "planted faults that a finding names; *first*: the first finding is one of them; *innocent*: nodes named, "
-        "though nothing was planted there; the differences are those after the repair. Written by `make bench-faults`."
+        "though nothing was planted there; the differences are those after the repair. Written by `make bench-planted`."
     )
     return tables.write("planted-faults", "Planted faults", text, COLUMNS, rows)
 
