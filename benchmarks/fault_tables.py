@@ -39,10 +39,10 @@ def _introduction(seed: int) -> str:
     return (
         f"Faults planted by `onnxfix.testing.inject` (seed {seed}; each case's own seed is made from its name) in "
         "clean conversions whose names were then made meaningless, repaired on 48 inputs and verified on 16 others; "
-        "written by `make bench-faults`. *Detected*: the models are found to differ. *Located*: every planted "
-        "fault is named, the first finding is one of them, nothing innocent is named. *Repaired*: verified on the held-out inputs, no "
-        "label differs, max_rel <= 1e-4. Times are seconds for `repair` and multiples of running both models once over "
-        "the 64 inputs."
+        "written by `make bench-faults`. *Detected*: the models are found to differ. *Located*: every planted fault "
+        "is named, the first finding is one of them, nothing innocent is named. *Repaired*: verified on the held-out "
+        "inputs, no label differs, max_rel <= 1e-4. Times are seconds for `repair` and multiples of running both "
+        "models once over the 64 inputs."
     )
 
 

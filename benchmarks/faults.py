@@ -3,9 +3,9 @@
 ``python benchmarks/faults.py [--only NETWORK ...] [--jobs N] [--singles N] [--seed S] [--redo]``
 
 For every network and every ordered pair of frameworks that its converters reach, the clean conversion is diagnosed
-(any finding is a false alarm), then faults are planted in the target under meaningless names: each of ``--singles`` operators
-alone, and once several at the same time. Every judgement is a line in ``build/faults/results``, so a run that was cut
-short goes on where it stopped. The tables are written when all networks were judged.
+(any finding is a false alarm), then faults are planted in the target under meaningless names: each of ``--singles``
+operators alone, and once several at the same time. Every judgement is a line in ``build/faults/results``, so a run that
+was cut short goes on where it stopped. The tables are written when all networks were judged.
 """
 
 from __future__ import annotations

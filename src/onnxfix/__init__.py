@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-# `compare`, `convert`, `diagnose`, `export`, `repair` and `trace` are modules as well as functions: binding the functions
-# here, eagerly, is what makes `onnxfix.compare(...)` the function. The modules import heavy libraries when called.
+# `compare`, `convert`, `diagnose`, `export`, `repair` and `trace` are modules as well as functions: binding the
+# functions here, eagerly, is what makes `onnxfix.compare(...)` the function. The modules import heavy libraries when
+# called.
 from onnxfix.compare import Comparison, compare
 from onnxfix.convert import Conversion, convert
 from onnxfix.diagnose import Diagnosis, Fault, FaultKind, diagnose
