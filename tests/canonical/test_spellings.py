@@ -180,3 +180,29 @@ def test_padding_and_slicing_before_or_behind_a_reshape() -> None:
     cut = parse("(float[N,6,5] x) => (float[N,4,3,5] y) { r = Reshape(x, s) y = Pad(r, pads) }",
                 s=ints(0, 2, 3, 5), pads=ints(0, 1, 0, 0, 0, 1, 0, 0))
     assert ops(settle(cut)) == ["Reshape", "Pad"]
+
+
+def test_a_constant_that_one_number_fills_is_that_number() -> None:
+    filled = np.full((3, 5), 1.5, np.float32)
+    form = settle(parse("(float[N,3,5] x) => (float[N,3,5] y) { y = Mul (x, c) }", c=filled))
+    assert constant(form, "Mul", 1).tolist() == 1.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("float[N,3,5]", np.full(5, 1.5, np.float32)),  # a scale by channel
+        ("float[N,3,5]", np.zeros((3, 5), np.float32)),  # a weight that got lost
+        ("float[N,1,5]", np.full((3, 5), 1.5, np.float32)),  # it widens what it scales
+        ("float[N,M,5]", np.full((3, 5), 1.5, np.float32)),  # it may
+    ],
+)
+def test_other_constants_keep_their_size(kind: str, content: np.ndarray) -> None:
+    wide = kind.replace("N,1,", "N,3,").replace("N,M,", "N,3,")
+    form = settle(parse(f"({kind} x) => ({wide} y) {{ s = Mul (x, c) y = Relu (s) }}", c=content), batch=3)
+    assert constant(form, "Mul", 1).shape == content.shape
+
+
+def test_a_sum_is_additions() -> None:
+    form = settle(parse("(float[N,5] x, float[5] z) => (float[N,5] y) { y = Sum (x, c, z) }", c=normal(5)))
+    assert sorted(set(ops(form))) == ["Add", "Reshape"]

@@ -16,12 +16,13 @@ class SpellArithmetic(ir.passes.InPlacePass):
     - ``x / c = x * (1 / c)``, unless something that rounds or compares reads the quotient and c is no power of two
     - ``1 / x = Reciprocal(x)``, ``Pow(x, 2) = x * x``, ``Pow(x, 0.5) = Sqrt(x)``, ``Pow(x, 1) = x``,
       ``Pow(x, -1) = Reciprocal(x)``, ``Pow(x, -0.5) = Reciprocal(Sqrt(x))``
+    - ``Sum(x, y, z) = (x + y) + z``
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Respell."""
         editor = Editor(model.graph)
-        for node in nodes_of(model.graph, "Sub", "Div", "Neg", "Pow"):
+        for node in nodes_of(model.graph, *_RULES):
             if is_float(node.inputs[0]) and is_float(node.outputs[0]):
                 _RULES[node.op_type](editor, node)
         return ir.passes.PassResult(model, editor.modified)
@@ -96,4 +97,12 @@ def _pow(editor: Editor, node: ir.Node) -> None:
         _finish(editor, node, value)
 
 
-_RULES = {"Sub": _sub, "Div": _div, "Neg": _neg, "Pow": _pow}
+def _sum(editor: Editor, node: ir.Node) -> None:
+    total = node.inputs[0]
+    for value in node.inputs[1:]:
+        total = _binary(editor, node, "Add", total, value)
+    if total is not None:
+        _finish(editor, node, total)
+
+
+_RULES = {"Sub": _sub, "Div": _div, "Neg": _neg, "Pow": _pow, "Sum": _sum}
