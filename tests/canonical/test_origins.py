@@ -247,6 +247,14 @@ def test_an_index_cannot_be_solved_for():
         invert(op("Reshape", np.arange(2.0), X), "x", np.array([1.0, 2.0]), {"x": ints(2)})
 
 
-def test_an_op_that_fails_on_its_operands_says_so():
-    with pytest.raises(CanonicalizationError, match="cannot evaluate MatMul"):
-        evaluate(op("MatMul", np.ones((2, 3)), np.ones((2, 3))), {})
+@pytest.mark.parametrize(
+    ("name", "operands"),
+    [
+        ("MatMul", (np.ones((2, 3)), np.ones((2, 3)))),
+        ("Reshape", (np.ones(6), np.array([4, 2]))),
+        ("Add", (np.ones(6), np.ones(5))),
+    ],
+)
+def test_an_op_that_fails_on_its_operands_says_so(name, operands):
+    with pytest.raises(CanonicalizationError, match=f"cannot evaluate {name}"):
+        evaluate(op(name, *operands), {})

@@ -125,10 +125,13 @@ def apply(
         CanonicalizationError: the op cannot be evaluated.
     """
     present = [o for o in operands if o is not None]
-    if op in _ARITHMETIC and present and all(o.dtype.kind == "f" for o in present):
-        return (_arithmetic(op, present),)
-    if op in _DIRECT and len(present) == len(operands):
-        return (np.asarray(_DIRECT[op](present, attributes), order="C" if ordered else "K"),)
+    try:
+        if op in _ARITHMETIC and present and all(o.dtype.kind == "f" for o in present):
+            return (_arithmetic(op, present),)
+        if op in _DIRECT and len(present) == len(operands):
+            return (np.asarray(_DIRECT[op](present, attributes), order="C" if ordered else "K"),)
+    except (ValueError, IndexError) as error:  # what numpy raises where shapes do not fit
+        raise CanonicalizationError(f"cannot evaluate {op} on constants: {error}") from error
     return _reference(op, operands, attributes)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxfix.align import GraphView
 from onnxfix.canonical.origins import Apply, Origin, Parameter, evaluate, parameters_of
@@ -19,6 +20,7 @@ from onnxfix.model import Model
 from onnxfix.quantization import is_quantized
 from onnxfix.runtime.probe import MASKED, saturated
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 # Rounding leaves half a step; scales are themselves rounded to float32.
 _HALF_STEP = 0.501
 # Trials by which the effect of rounding on a constant is measured, and how far beyond them its tail may reach.
@@ -129,9 +131,14 @@ def widened(origin: Origin | None) -> Iterator[str]:
     if not isinstance(origin, Apply):
         return
     for operand in origin.operands:
-        if isinstance(operand, Parameter) and origin.op in ("Cast", "DequantizeLinear"):
+        if isinstance(operand, Parameter) and _makes_floats(origin):
             yield operand.name
         yield from widened(operand)
+
+
+def _makes_floats(origin: Apply) -> bool:
+    """A cast of sizes to int64 widens no weights."""
+    return origin.op == "DequantizeLinear" or (origin.op == "Cast" and origin.attributes.get("to") in _FLOATS)
 
 
 @dataclass(frozen=True)
