@@ -38,7 +38,12 @@ def test_rows_are_gathered_by_the_indices_as_they_come(body: str) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "form"),
-    [("1,1", ["Reshape", "Gemm", "Reshape"]), ("1,1,1", ["Reshape", "Gemm", "Reshape"]), ("N,1", ["MatMul", "Add"])],
+    [
+        ("1,1", ["Reshape", "Gemm", "Reshape"]),
+        ("1,1,1", ["Reshape", "Gemm", "Reshape"]),
+        ("N,1", ["MatMul", "Add"]),
+        ("N,1,1", ["MatMul", "Add"]),
+    ],
 )
 def test_a_dense_layer_on_one_vector_is_a_gemm_and_others_keep_their_rank(shape: str, form: list[str]) -> None:
     model = parse(f"(float[{shape},3] x) => (float[{shape},4] y) {{ m = MatMul(x, w) y = Add(m, b) }}",
