@@ -112,6 +112,9 @@ def _build_torch(name: str, folder: Path) -> None:
     built(folder / "model.onnx", lambda path: torch.onnx.export(
         module, example, path, dynamo=True, external_data=False, verbose=False))
     built(folder / "model.tflite", lambda path: _litert(module, example, path))
+    for framework, file in FILES.items():  # what no converter of the framework's own makes
+        if not (folder / file).exists():
+            built(folder / file, lambda path, to=framework: onnxfix.export(folder / "model.onnx", to, path))
     inputs = onnxfix.load(folder / "module.pt2").inputs
     np.savez(folder / "data.npz", **{spec.name: value.numpy() for spec, value in zip(inputs, data, strict=True)})
 

@@ -47,10 +47,10 @@ def main() -> int:
     parser.add_argument("--redo", action="store_true", help="forget what was judged before")
     options = parser.parse_args()
     wanted = list(options.only or fault_networks.NAMES)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / str(options.seed)).mkdir(parents=True, exist_ok=True)
     if options.redo:
         for name in wanted:
-            _file(name).unlink(missing_ok=True)
+            _file(name, options.seed).unlink(missing_ok=True)
     tasks = []
     for name in wanted:
         pairs = fault_networks.network(name).pairs
@@ -58,23 +58,24 @@ def main() -> int:
     # A process for a few pairs: TensorFlow and torch leak.
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=6) as pool:
         for name, pair, lines in pool.imap_unordered(_judged, tasks):
-            with _file(name).open("a") as results:
+            with _file(name, options.seed).open("a") as results:
                 results.writelines(json.dumps(line) + "\n" for line in lines)
             print(f"{name}: {pair[0]} -> {pair[1]}: {_summary(lines)}", flush=True)
     if not options.only:
         import fault_tables
 
-        print(f"written to {fault_tables.write(read(), options.seed).relative_to(fault_networks.ROOT)}")
+        print(f"written to {fault_tables.write(read(options.seed), options.seed).relative_to(fault_networks.ROOT)}")
     return 0
 
 
-def _file(name: str) -> Path:
-    return RESULTS / f"{name.replace(' ', '_')}.jsonl"
+def _file(name: str, seed: int) -> Path:
+    return RESULTS / str(seed) / f"{name.replace(' ', '_')}.jsonl"
 
 
-def read() -> list[Record]:
+def read(seed: int) -> list[Record]:
     """All judgements so far."""
-    return [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    files = sorted((RESULTS / str(seed)).glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def _summary(lines: list[Record]) -> str:
@@ -102,12 +103,12 @@ def passed(line: Record) -> bool:
 def _judged(task: tuple[str, tuple[str, str], int, int, int]) -> tuple[str, tuple[str, str], list[Record]]:
     """Everything about one pair that has not been judged yet."""
     name, pair, number, singles, seed = task
-    done = {line["key"] for line in read() if line["network"] == name}
+    done = {line["key"] for line in read(seed) if line["network"] == name}
     lines = []
     try:
         for line in Bench(name, pair, seed).lines(singles, TOGETHER[number % len(TOGETHER)], done):
             lines.append({"network": name, "source": pair[0], "target": pair[1], **line})
-    except onnxfix.OnnxFixError as error:  # neither model of the pair can be blamed on a planted fault
+    except Exception as error:  # neither model of the pair can be blamed on a planted fault
         lines.append({"network": name, "source": pair[0], "target": pair[1], "key": f"{name}/{pair}/load",
                       "fault": "clean", "alarms": 1, "error": str(error)})
     return name, pair, lines
@@ -191,8 +192,8 @@ class Bench:
         started = time.perf_counter()
         try:
             diagnosis = onnxfix.diagnose(self.source, self.target, self.data)
-        except onnxfix.OnnxFixError as error:
-            return {**line, "alarms": 1, "error": str(error)}
+        except Exception as error:  # whatever it is, it is this case's result, and the sweep goes on
+            return {**line, "alarms": 1, "error": f"{type(error).__name__}: {error}"}
         return {**line, "alarms": len(diagnosis.faults), "seconds": time.perf_counter() - started,
                 "before": diagnosis.comparison.max_rel,
                 "said": [f"{f.kind}: {f.message}" for f in diagnosis.faults[:3]]}
@@ -205,7 +206,7 @@ class Bench:
         started = time.perf_counter()
         try:
             repair = onnxfix.repair(self.source, opaque.model, self.data, holdout=self.held_out)
-        except onnxfix.OnnxFixError as error:
+        except Exception as error:
             return {**line, "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started}
         seconds = time.perf_counter() - started
         result, faults = score(repair, sites), repair.diagnosis.faults
