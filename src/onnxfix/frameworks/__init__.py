@@ -1,4 +1,4 @@
-"""One file per framework: recognise a model, lower it to ONNX, run it natively, write parameters back.
+"""One file per framework: recognise a model, lower it to ONNX, run it natively, write patches back.
 
 A framework is added by one file with one class that satisfies :class:`FrameworkAdapter`, announced under the entry
 point group ``onnxfix.frameworks``.
@@ -6,7 +6,7 @@ point group ``onnxfix.frameworks``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
     from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -84,17 +85,41 @@ class FrameworkAdapter(Protocol):
         """Native intermediate values by native name (the final outputs included)."""
         ...
 
-    def with_parameters(self, model: Model, parameters: Mapping[str, np.ndarray]) -> Any:
-        """Return a copy of ``model.native`` in which the named native parameters have the given values."""
-        ...
+    def edited(self, model: Model, patches: Sequence[Patch]) -> Any:
+        """The native model with all patches in it, everything else as it was; ``model.native`` stays as it is.
 
-    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
-        """Write ``model`` to ``path`` in its native format (by suffix) with the named native parameters replaced.
+        Args:
+            model: The model as it was loaded.
+            patches: Patches of the lowered graph (``patch.lowered``), in the order in which they apply.
 
-        Everything else of the original file stays as it was. The caller hands a temporary path and renames it.
+        Returns:
+            The same kind of object or file content as ``model.native``, which :meth:`run` and :meth:`write` take.
 
         Raises:
-            ExportError: the format cannot express it.
+            ExportError: which patch the framework cannot express in place, and why (see
+                :func:`onnxfix.frameworks.writing.refusal`).
+        """
+        ...
+
+    def write(self, model: Model, native: Any, path: Path) -> None:
+        """Write a native object as a file, in the format that the suffix of ``path`` chooses.
+
+        Args:
+            model: The model as it was loaded; what its file holds beside ``native`` (metadata, signatures, assets,
+                external data) is taken over where the format is the same.
+            native: ``model.native``, or what :meth:`edited` made of it.
+            path: A temporary path, which the caller renames when the file is complete and proved.
+
+        Raises:
+            ExportError: the suffix is none of the framework's, or the format cannot hold the object.
+        """
+        ...
+
+    def read(self, path: Path) -> Any:
+        """The native object of a file, not lowered, as :meth:`run` takes it.
+
+        Raises:
+            LoadError: the file cannot be read.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ from onnxfix.frameworks import Feeds, Framework, Lowered
 from onnxfix.frameworks.lowering_tf2onnx import first_line, operator_of, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims
+from onnxfix.frameworks.writing import only_parameters
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
 
 _FILES = (Content.HDF5, Content.KERAS_ZIP)
 
@@ -93,12 +95,32 @@ class KerasAdapter:
             raise ExportError(f"The Keras model has no variable {', '.join(unknown)}.")
         return copy
 
-    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+    def edited(self, model: Model, patches: Sequence[Patch]) -> Any:
+        """A copy of the model with the patches in it."""
+        return self.with_parameters(model, only_parameters(model, patches, "only its variables can be replaced"))
+
+    def write(self, model: Model, native: Any, path: Path) -> None:
         """Write ``.keras`` or ``.h5``; into a copy of the original file where it has the same suffix."""
         from onnxfix.frameworks.keras_files import save_file
 
+        own = variables(model.native)
+        changed = {
+            name: np.asarray(new) for (name, old), new in zip(own.items(), variables(native).values(), strict=True)
+            if not np.array_equal(old, new, equal_nan=True)
+        }
         with quiet():
-            save_file(model, self.with_parameters(model, parameters), parameters, path)
+            save_file(model, native, changed, path)
+
+    def read(self, path: Path) -> Any:
+        """The Keras model of a file."""
+        from onnxfix.frameworks.keras_files import load_file
+
+        with quiet():
+            return load_file(path)
+
+    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+        """Write the model with the named variables replaced."""
+        self.write(model, self.with_parameters(model, parameters), path)
 
 
 def variables(model: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from onnxfix.frameworks.onnx_objects import from_ir, from_proto
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
 
 _SAFE_IR_VERSION = 10  # every onnxruntime that the project supports (>= 1.20) reads it
 
@@ -74,15 +75,29 @@ class OnnxAdapter:
         """Return a copy of the model in which the named initializers have the given values."""
         return with_initializers(model.proto, parameters)
 
-    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
-        """Write an ``.onnx`` file with the named initializers replaced.
+    def edited(self, model: Model, patches: Sequence[Patch]) -> onnx.ModelProto:
+        """The caller's own graph with the patches in it."""
+        from onnxfix.surgeon.apply import apply
+
+        return apply(model.proto, patches)
+
+    def write(self, model: Model, native: onnx.ModelProto, path: Path) -> None:
+        """Write an ``.onnx`` file; its weights stay in a file of their own where the model's file keeps them so.
 
         Raises:
-            ExportError: the suffix is not ``.onnx``, or a value does not fit its initializer.
+            ExportError: the suffix is not ``.onnx``.
         """
         if path.suffix.lower() != ".onnx":
             raise ExportError(f"an ONNX model is written as .onnx, not as {path.suffix or 'a file without suffix'}.")
-        write_onnx(with_initializers(model.proto, parameters), path, external=keeps_external_data(model.path))
+        write_onnx(native, path, external=keeps_external_data(model.path))
+
+    def read(self, path: Path) -> onnx.ModelProto:
+        """The model of an ``.onnx`` file."""
+        return _runnable(read_onnx(path), owned=True)
+
+    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+        """Write the model with the named initializers replaced."""
+        self.write(model, self.with_parameters(model, parameters), path)
 
 
 def with_initializers(proto: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,11 @@ from onnxfix.frameworks.torch_activations import module_activations, program_act
 from onnxfix.frameworks.torch_call import Call, call_of, outputs_of, to_array, to_tensor
 from onnxfix.frameworks.torch_files import read_torch, require_torch
 from onnxfix.frameworks.torch_lowering import lower_module, lower_program, lower_script, quiet
+from onnxfix.frameworks.writing import only_parameters
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
 
 _CALL = "_onnxfix_call"
 
@@ -110,8 +112,12 @@ class PyTorchAdapter:
                 tensor.copy_(new)
         return native
 
-    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
-        """Write the model with the named parameters replaced.
+    def edited(self, model: Model, patches: Sequence[Patch]) -> Any:
+        """A copy of the module or program with the patches in it."""
+        return self.with_parameters(model, only_parameters(model, patches, "only parameters can be replaced"))
+
+    def write(self, model: Model, native: Any, path: Path) -> None:
+        """Write a module or program.
 
         ``.pt2`` holds the whole program (a module is exported for it). ``.pt`` and ``.pth`` hold a TorchScript module
         where the model is one, and otherwise the module's ``state_dict``, to be loaded into the same module.
@@ -122,7 +128,6 @@ class PyTorchAdapter:
         import torch
 
         suffix = path.suffix.lower()
-        native = self.with_parameters(model, parameters)
         if suffix == ".pt2" and not _is_script(native):
             program = native if _is_program(native) else _program(model, native)
             with quiet():
@@ -135,6 +140,15 @@ class PyTorchAdapter:
             accepted = ".pt2" if _is_program(native) else ".pt" if _is_script(native) else ".pt2 or .pt"
             given = suffix or "a file without suffix"
             raise ExportError(f"this PyTorch model is written as {accepted}, not as {given}.")
+
+    def read(self, path: Path) -> Any:
+        """The exported program or TorchScript module of a file."""
+        require_torch()
+        return read_torch(path)
+
+    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+        """Write the model with the named parameters replaced."""
+        self.write(model, self.with_parameters(model, parameters), path)
 
 
 def _is_program(obj: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ from onnxfix.frameworks import Feeds, Framework, Lowered
 from onnxfix.frameworks.lowering_tf2onnx import first_line, operator_of, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims, sniff
+from onnxfix.frameworks.writing import only_parameters
 
 if TYPE_CHECKING:
     from onnxfix.frameworks.tf_function import FlatGraph
     from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
 
 _FILES = (Content.SAVED_MODEL, Content.GRAPH_DEF, Content.SAVED_MODEL_PB, Content.DIRECTORY)
 
@@ -119,14 +121,29 @@ class TensorFlowAdapter:
         with quiet():
             return tf_sources.from_graph_def(_replaced(model, parameters))
 
-    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
-        """Write a frozen ``.pb`` with the named constants replaced."""
-        if path.suffix.lower() != ".pb" or model.native.graph_def is None:
+    def edited(self, model: Model, patches: Sequence[Patch]) -> TensorFlowModel:
+        """A copy of the graph with the patches in it."""
+        return self.with_parameters(model, only_parameters(model, patches, "only constants can be replaced"))
+
+    def write(self, model: Model, native: TensorFlowModel, path: Path) -> None:
+        """Write a frozen ``.pb``."""
+        if path.suffix.lower() != ".pb" or native.graph_def is None:
             raise ExportError(
                 f"A TensorFlow SavedModel or function cannot be written back yet as {path.name}: the repaired ONNX is "
                 "available, save it as .onnx."
             )
-        path.write_bytes(_replaced(model, parameters).SerializeToString())
+        path.write_bytes(native.graph_def.SerializeToString())
+
+    def read(self, path: Path) -> TensorFlowModel:
+        """The function of a SavedModel directory or a frozen graph."""
+        from onnxfix.frameworks import tf_sources
+
+        with quiet():
+            return tf_sources.from_path(path)
+
+    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+        """Write the model with the named constants replaced."""
+        self.write(model, self.with_parameters(model, parameters) if parameters else model.native, path)
 
 
 def _call(function: Any, arrays: list[np.ndarray]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -17,9 +17,11 @@ from onnxfix.frameworks.flatbuffer import Flatbuffer
 from onnxfix.frameworks.lowering_tf2onnx import first_line, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims, expect
+from onnxfix.frameworks.writing import only_parameters
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
 
 _IDENTIFIER = b"TFL3"
 
@@ -83,11 +85,24 @@ class TFLiteAdapter:
         """The file's bytes with the named constants replaced in place."""
         return Flatbuffer(model.native, str(model.path or "The TFLite model")).replaced(parameters)
 
-    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
-        """Write the file with the named constants replaced; every other byte stays."""
+    def edited(self, model: Model, patches: Sequence[Patch]) -> bytes:
+        """The file's bytes with the patches in it; every other byte stays."""
+        return self.with_parameters(model, only_parameters(model, patches, "only its constants can be replaced"))
+
+    def write(self, model: Model, native: bytes, path: Path) -> None:
+        """Write the bytes of a TFLite file."""
         if path.suffix.lower() != ".tflite":
             raise ExportError(f"A TFLite model is saved as .tflite or .onnx, not as {path.suffix or 'a directory'}.")
-        path.write_bytes(self.with_parameters(model, parameters))
+        path.write_bytes(native)
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a TFLite file."""
+        expect(path, (Content.TFLITE,), "a TFLite file")
+        return path.read_bytes()
+
+    def save(self, model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
+        """Write the file with the named constants replaced; every other byte stays."""
+        self.write(model, self.with_parameters(model, parameters), path)
 
 
 def open_interpreter(data: bytes, *, keep_all: bool = False) -> Any:

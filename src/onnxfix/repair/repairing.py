@@ -265,17 +265,12 @@ def _moved(patch: SetParameter) -> np.ndarray:
 
 
 def _patched(target: Model, patches: Sequence[Patch]) -> Model:
-    """The target with lowered patches; in its own framework where all of them are parameters of it."""
+    """The target with lowered patches; in its own framework where that can express all of them."""
     proto = apply(target.proto, patches)
-    own = {
-        target.parameters[p.name]: p.value
-        for p in patches
-        if isinstance(p, SetParameter) and p.name in target.parameters and not p.readers
-    }
-    if target.framework == Framework.ONNX or len(own) < len(patches):
+    if target.framework == Framework.ONNX:
         return _as_onnx(target, proto)
     try:
-        native = adapter(target.framework).with_parameters(target, own)
+        native = adapter(target.framework).edited(target, patches)
     except OnnxFixError:
         return _as_onnx(target, proto)
     return replace(target, proto=proto, native=native)

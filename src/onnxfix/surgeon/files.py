@@ -74,8 +74,12 @@ def _write(model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> No
         raise ExportError(
             f"{', '.join(unknown)} is no parameter of the {model.framework} model: save it as .onnx instead."
         )
-    native = {model.parameters[name]: value for name, value in parameters.items()}
-    adapter(model.framework).save(model, native, path)
+    own = adapter(model.framework)
+    own.write(model, own.edited(model, _set(model, parameters)) if parameters else model.native, path)
+
+
+def _set(model: Model, parameters: Mapping[str, np.ndarray]) -> list[SetParameter]:
+    return [SetParameter(name, value, value) for name, value in parameters.items()]
 
 
 def _native_patches(repair: Repair, path: Path) -> dict[str, np.ndarray]:
@@ -99,8 +103,7 @@ def _reload(repair: Repair, parameters: Mapping[str, np.ndarray], path: Path) ->
 
     target = repair.target
     if target.framework == Framework.PYTORCH and path.suffix.lower() in _STATE_DICT and not _is_program(path):
-        native = {target.parameters[name]: value for name, value in parameters.items()}
-        return replace(target, native=adapter(target.framework).with_parameters(target, native))
+        return replace(target, native=adapter(target.framework).edited(target, _set(target, parameters)))
     chunk = next(iter(repair.holdout.chunks(repair.source, target)))
     try:
         return load(path, chunk.target if target.framework == Framework.PYTORCH else None)

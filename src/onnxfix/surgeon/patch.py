@@ -2,7 +2,8 @@
 
 A patch is written either in terms of the target's *lowered* graph, the caller's own, whose names it keeps
 (:class:`SetParameter`, :class:`SetAttribute`, :class:`SetNode`, :class:`ChangeBoundary`), or in terms of its *normal
-form* (:class:`SetConstant`, :class:`ReplaceRegion`), where the lowered graph has no single place for the change.
+form* (:class:`SetConstant`, :class:`ReplaceRegion`), where the lowered graph has no single place for the change. A
+:class:`ReplaceRegion` may be in terms of either.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class SetConstant:
 
 @dataclass(frozen=True, eq=False)
 class ReplaceRegion:
-    """Put nodes taken from the source into the normal form of the target.
+    """Put nodes taken from the source into the normal form of the target, or into its lowered graph.
 
     Attributes:
         removed: Target nodes that go, as far as nothing else reads them.
@@ -108,13 +109,14 @@ class ReplaceRegion:
             node that made it, and all that reads the value follows.
         constants: Initializers that they bring with them.
         rewired: (reader, operand) -> value that it now reads; the reader "" stands for the graph's outputs.
+        lowered: Whether all names are those of the lowered graph; else of the normal form.
     """
 
     removed: tuple[str, ...]
     added: tuple[onnx.NodeProto, ...]
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     rewired: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    lowered: ClassVar[bool] = False
+    lowered: bool = False
 
     def describe(self) -> str:
         """One line for people."""
@@ -129,6 +131,7 @@ class ReplaceRegion:
             "added": [base64.b64encode(node.SerializeToString()).decode() for node in self.added],
             "constants": {name: _packed(value) for name, value in self.constants.items()},
             "rewired": [[node, slot, value] for (node, slot), value in self.rewired.items()],
+            "lowered": self.lowered,
         }
 
 
@@ -171,6 +174,7 @@ class ChangeBoundary:
         constants: Initializers put in.
         dropped: Initializers that go.
         renamed: Value -> the name that it gets in all nodes that stay.
+        lowered: Whether it is made before the patches of the normal form; else after them, to that.
     """
 
     summary: str
@@ -183,13 +187,13 @@ class ChangeBoundary:
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     dropped: Mapping[str, np.ndarray] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    lowered: ClassVar[bool] = True
+    lowered: bool = True
 
     def reverted(self) -> ChangeBoundary:
         """The change that takes this one back."""
         return ChangeBoundary(
             f"take back: {self.summary}", self.previous_inputs, self.previous_outputs, self.inputs, self.outputs,
-            self.removed, self.added, self.dropped, self.constants, {new: old for old, new in self.renamed.items()},
+            self.removed, self.added, self.dropped, self.constants, {new: old for old, new in self.renamed.items()}, self.lowered,
         )  # fmt: skip
 
     def describe(self) -> str:
@@ -205,6 +209,7 @@ class ChangeBoundary:
             "constants": {name: _packed(value) for name, value in self.constants.items()},
             "dropped": {name: _packed(value) for name, value in self.dropped.items()},
             "renamed": dict(self.renamed),
+            "lowered": self.lowered,
         }
 
 
@@ -235,6 +240,7 @@ def patch_from_dict(data: Mapping[str, Any]) -> Patch:
                 tuple(onnx.NodeProto.FromString(base64.b64decode(node)) for node in data["added"]),
                 {name: _unpacked(value) for name, value in data["constants"].items()},
                 {(node, slot): value for node, slot, value in data["rewired"]},
+                data.get("lowered", False),
             )
         case "node":
             return SetNode(_node(data["previous"]), _node(data["value"]))

@@ -15,7 +15,7 @@ from onnxfix.errors import OnnxFixError
 from onnxfix.frameworks import Framework, adapter
 from onnxfix.model import Model
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import ChangeBoundary, Patch, SetParameter
+from onnxfix.surgeon.patch import ChangeBoundary, Patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +50,9 @@ def changed(model: Model, patches: Iterable[Patch]) -> Model:
     """The target with patches of its boundary: as ONNX, where no framework's file has a place for them."""
     given = list(patches)
     proto = apply(model.proto, given)
-    own = {
-        model.parameters[p.name]: p.value
-        for p in given
-        if isinstance(p, SetParameter) and p.name in model.parameters and not p.readers
-    }
-    if model.framework != Framework.ONNX and len(own) == len(given):
+    if model.framework != Framework.ONNX:
         try:
-            return replace(model, proto=proto, native=adapter(model.framework).with_parameters(model, own))
+            return replace(model, proto=proto, native=adapter(model.framework).edited(model, given))
         except OnnxFixError:
             pass  # its file cannot hold them: the ONNX can
     initializers = {t.name: t.name for t in proto.graph.initializer}
