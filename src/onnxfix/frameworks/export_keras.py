@@ -74,11 +74,10 @@ def _function(keras_model: Any) -> Any:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in keras_model.inputs]
-    names = [tensor._keras_history.operation.name for tensor in keras_model.outputs]
 
-    def call(*tensors: Any) -> dict[str, Any]:
+    def call(*tensors: Any) -> list[Any]:  # of a dict, TensorFlow sorts the keys
         answers = keras_model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
-        return dict(zip(names, answers if isinstance(answers, list | tuple) else [answers], strict=True))
+        return list(answers) if isinstance(answers, list | tuple) else [answers]
 
     with quiet():
         return convert_variables_to_constants_v2(tf.function(call, autograph=False).get_concrete_function(*specs))

@@ -20,12 +20,14 @@ _OLD_GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
 
 def downgrade(model: ir.Model, opset: int) -> None:
-    """Respell all nodes of a model in an older opset, in place.
+    """Respell all nodes of a model in an opset or, where it is newer than the model's own, leave it, in place.
 
     Raises:
         CanonicalizationError: a node has no form there.
     """
     version = model.opset_imports.get("", opset)
+    if version <= opset:
+        return
     for graph in model.graphs():
         editor = Editor(graph)
         for node in list(graph):

@@ -21,7 +21,7 @@ class Dialect:
     """The ONNX that a converter reads correctly.
 
     Attributes:
-        opset: The opset to write.
+        opset: The newest opset to write.
         defined: Op types to be replaced by the graphs that define them in the ONNX standard.
         respelled: Op types that it lacks or gets wrong, to be spelled by others.
         torch: It runs the model in PyTorch: pools, resizes and padding must be ones that PyTorch has, every output
@@ -56,12 +56,15 @@ _TORCH = Dialect(opset=17, defined=_DEFINED, respelled=_NOT_IN_ONNX2TORCH, torch
 _IN_KERAS = frozenset(
     {"Acosh", "Asinh", "Atanh", "Cosh", "GlobalMaxPool", "GreaterOrEqual", "LessOrEqual", "Pow", "Sinh"}
 )
+_KERAS_LAYERS = frozenset({"Gelu", "GroupNormalization", "RMSNormalization"})
 
 # litert-torch reads PyTorch programs, so ONNX reaches it through onnx2torch.
 DIALECTS: dict[Target, Dialect] = {
     Target.ONNX2TORCH: _TORCH,
     Target.LITERT_TORCH: replace(_TORCH, respelled=_TORCH.respelled | {"LRN"}, crops=True),
-    Target.KERAS: Dialect(18, _DEFINED, _NOT_IN_ONNX2TORCH - _IN_KERAS | {"LRN"}, torch=False, crops=True),
+    Target.KERAS: Dialect(
+        23, _DEFINED - _KERAS_LAYERS, _NOT_IN_ONNX2TORCH - _IN_KERAS | {"LRN"}, torch=False, crops=True
+    ),
     Target.ONNX2TF: Dialect(17, _DEFINED, frozenset({"CastLike", "GridSample", "Mod"}), torch=False),
     Target.TF2ONNX_TFLITE: Dialect(18, _DEFINED, frozenset({"CastLike"}), torch=False),
 }

@@ -11,6 +11,7 @@ import onnx
 from onnxfix import mapped
 from onnxfix.errors import ExportError
 from onnxfix.frameworks.keras_building.functions import OTHERS, SAME, function
+from onnxfix.frameworks.keras_building.normalizing import NORMALIZING
 from onnxfix.frameworks.keras_building.reducing import REDUCING
 from onnxfix.frameworks.keras_building.shaping import SHAPING
 from onnxfix.frameworks.keras_building.values import Unsupported, Value
@@ -18,11 +19,11 @@ from onnxfix.frameworks.keras_building.windows import average_pool, conv, conv_t
 from onnxfix.runtime.evaluation import evaluate_op
 
 _RULES: dict[str, Any] = {
-    **dict.fromkeys((*SAME, *OTHERS), function), **SHAPING, **REDUCING,
+    **dict.fromkeys((*SAME, *OTHERS), function), **SHAPING, **REDUCING, **NORMALIZING,
     "AveragePool": average_pool, "Conv": conv, "ConvTranspose": conv_transpose, "MaxPool": max_pool,
 }  # fmt: skip
-# The one that graphs are legalised to.
-_OPSET = 18
+# In which constants are evaluated.
+_OPSET = 21
 _PASSED_ON = ("Identity", "Dropout")
 
 

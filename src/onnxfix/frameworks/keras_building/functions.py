@@ -46,6 +46,13 @@ def _leaky_relu(operands: Sequence[Value], attributes: Attributes) -> Value:
     return elementwise(lambda x: ops.leaky_relu(x, attributes.get("alpha", 0.01)), operands)
 
 
+def _gelu(operands: Sequence[Value], attributes: Attributes) -> Value:
+    from keras import ops
+
+    by_tanh = attributes.get("approximate", "none") == "tanh"
+    return elementwise(lambda x: ops.gelu(x, approximate=by_tanh), operands)
+
+
 def _elu(operands: Sequence[Value], attributes: Attributes) -> Value:
     from keras import ops
 
@@ -159,7 +166,8 @@ def _is_inf(operands: Sequence[Value], attributes: Attributes) -> Value:
 
 
 OTHERS: dict[str, Callable[[Sequence[Value], Attributes], Value]] = {
-    "Cast": _cast, "Celu": _celu, "Clip": _clip, "Div": _divide, "Elu": _elu, "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish, "IsInf": _is_inf, "LeakyRelu": _leaky_relu, "Max": _folded("maximum"), "Mean": _mean,
-    "Min": _folded("minimum"), "Mod": _modulo, "Pow": _power, "Selu": _selu, "Sum": _folded("add"),
+    "Cast": _cast, "Celu": _celu, "Clip": _clip, "Div": _divide, "Elu": _elu, "Gelu": _gelu,
+    "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish, "IsInf": _is_inf, "LeakyRelu": _leaky_relu,
+    "Max": _folded("maximum"), "Mean": _mean, "Min": _folded("minimum"), "Mod": _modulo, "Pow": _power,
+    "Selu": _selu, "Sum": _folded("add"),
 }  # fmt: skip
