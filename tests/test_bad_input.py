@@ -268,7 +268,7 @@ def test_an_existing_output_survives_a_failure(folder, capsys, monkeypatch):
     def fail(*_, **__):
         raise ExportError("the disk is full.")
 
-    monkeypatch.setattr("onnxfix.surgeon.files.save_repair", fail)
+    monkeypatch.setattr("onnxfix.surgeon.giveback.give_back", fail)
     assert main(["repair", "good.onnx", "target.onnx", "--data", "good.npz", "-o", "fixed.onnx", "-q"]) in (1, 2)
     assert (folder / "fixed.onnx").read_bytes() == b"precious"
 

@@ -22,9 +22,10 @@ from onnxfix.shell import Shell, own_streams
 
 if TYPE_CHECKING:
     from onnxfix.repair import Repair
+    from onnxfix.surgeon.written import Written
 
 GOOD, DIFFERENT, FAILED = 0, 1, 2
-_INTERCHANGEABLE = ({".keras", ".h5", ".hdf5"}, {".pt", ".pth", ".pt2"})
+_INTERCHANGEABLE = ({".keras", ".h5", ".hdf5"}, {".pt", ".pth", ".pt2"}, {"", ".pb"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,17 +122,22 @@ def repair(args: argparse.Namespace, shell: Shell) -> int:
     holdout = None if args.holdout is None else _data(args, args.holdout)
     source, target = _load(args.source, "source", shell), _load(args.target, "target", shell)
     result = run(source, target, data, holdout, **_tuning(args), progress=shell.progress)
-    failure = _saved(result, output, shell) if result.success else None
-    written = result.success and failure is None
+    written, failure = _saved(result, output, shell) if result.success else (None, None)
     shell.done()
     terminal.show_repair(shell.console, result)
     if args.report is not None:
         result.report(args.report)
-    shell.write_json(result.to_dict() | {"output": str(output) if written else None})
+    told = {"output": str(output), "written": written.to_dict()} if written else {"output": None}
+    shell.write_json(result.to_dict() | told)
     if failure is not None:
         raise failure
-    shell.say(f"wrote {output}" if written else f"not repaired: {output} was not written")
-    return GOOD if written else DIFFERENT
+    if written is None:
+        shell.say(f"not repaired: {output} was not written")
+        return DIFFERENT
+    for sentence in written.sentences():
+        shell.say(sentence)
+    shell.say(f"wrote {output}")
+    return GOOD
 
 
 def convert(args: argparse.Namespace, shell: Shell) -> int:
@@ -162,14 +168,13 @@ def trace(args: argparse.Namespace, shell: Shell) -> int:
     return GOOD if result.equivalent else DIFFERENT
 
 
-def _saved(result: Repair, output: Path, shell: Shell) -> OnnxFixError | None:
+def _saved(result: Repair, output: Path, shell: Shell) -> tuple[Written | None, OnnxFixError | None]:
     """Write the repaired model; what went wrong is told after the findings, which stand all the same."""
     shell.progress("writing", 0.0)
     try:
-        result.save(output)
+        return result.save(output), None
     except OnnxFixError as error:
-        return error
-    return None
+        return None, error
 
 
 def _load(path: str, role: str, shell: Shell) -> Model:

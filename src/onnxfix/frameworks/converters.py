@@ -20,8 +20,8 @@ Convert = Callable[["Model", "Feeds | None"], Any]
 SUFFIXES: dict[Framework, tuple[str, ...]] = {
     Framework.ONNX: (".onnx",),
     Framework.PYTORCH: (".pt2",),
-    Framework.KERAS: (".keras",),
-    Framework.TENSORFLOW: ("",),
+    Framework.KERAS: (".keras", ".h5", ".hdf5"),
+    Framework.TENSORFLOW: ("", ".pb"),
     Framework.TFLITE: (".tflite",),
 }
 
@@ -84,6 +84,12 @@ def write(model: Model, to: Framework, made: Any, path: Path) -> None:
         from onnxfix.frameworks.export_tensorflow import save_tensorflow
 
         save_tensorflow(model, to, made, path)
+
+
+def is_written_as(framework: Framework, path: Path) -> bool:
+    """Whether a file of that suffix can hold a model of the framework, or at least its weights."""
+    more = (".pt", ".pth") if framework == Framework.PYTORCH else ()
+    return path.suffix.lower() in (*SUFFIXES[framework], *more)
 
 
 def check_suffix(to: Framework, path: Path) -> None:

@@ -45,7 +45,7 @@ def from_keras(model: Model, feeds: Feeds | None) -> Any:
 
 
 def save_tensorflow(model: Model, to: Framework, made: Any, path: Path) -> None:
-    """Write a SavedModel directory, or a ``.keras`` file.
+    """Write a SavedModel directory, a frozen ``.pb`` graph, or a ``.keras`` or ``.h5`` file.
 
     Raises:
         ExportError: the framework refuses it.
@@ -56,6 +56,8 @@ def save_tensorflow(model: Model, to: Framework, made: Any, path: Path) -> None:
         with quiet():
             if to == Framework.KERAS:
                 made.save(str(path))
+            elif path.suffix.lower() == ".pb":
+                path.write_bytes(_frozen(made).graph.as_graph_def().SerializeToString(deterministic=True))
             elif model.framework == Framework.KERAS:
                 model.native.export(str(path), verbose=False)
             else:
@@ -64,6 +66,12 @@ def save_tensorflow(model: Model, to: Framework, made: Any, path: Path) -> None:
     except Exception as error:  # TensorFlow's errors share no base with the ValueErrors of its argument checks
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"{to} cannot save the model: {first}.") from error
+
+
+def _frozen(function: Any) -> Any:
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    return convert_variables_to_constants_v2(function) if function.captured_inputs else function
 
 
 def check_tensorflow(model: Model, made: Any, inputs: Feeds | None = None) -> None:

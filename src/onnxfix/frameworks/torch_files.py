@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,23 @@ def read_torch(path: Path) -> Any:
         f"{path} holds only weights or a pickled module, not a program: build the module, load_state_dict it, and pass "
         "the module with inputs=."
     )
+
+
+def with_weights(module: Any, path: Path) -> Any:
+    """A copy of a module with the ``state_dict`` that a file holds.
+
+    Raises:
+        LoadError: it does not fit the module.
+    """
+    import torch
+
+    made = copy.deepcopy(module)
+    try:
+        made.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # as in reading a program
+        raise LoadError(f"{path} does not hold the weights of this module: {_first(error)}.") from error
+    made.__dict__.update({k: v for k, v in module.__dict__.items() if k not in made.__dict__})  # how it is called
+    return made
 
 
 def is_program(path: Path) -> bool:

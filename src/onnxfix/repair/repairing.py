@@ -20,7 +20,7 @@ from onnxfix.diagnose.mode import switched
 from onnxfix.diagnose.noise import is_guilty
 from onnxfix.diagnose.quantized import quantizes, straightened
 from onnxfix.errors import OnnxFixError
-from onnxfix.frameworks import Framework, adapter
+from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.quantization import is_quantized
@@ -29,6 +29,7 @@ from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
+from onnxfix.surgeon.giveback import in_framework
 from onnxfix.surgeon.patch import Patch, SetParameter
 
 
@@ -95,7 +96,7 @@ def repair(
         note = f"{held.count} samples given by the caller"
     fix = _found(ours, theirs, work, held, note, {"rtol": rtol, "atol": atol}, progress)
     show_whole(fix.diagnosis.faults, ours, theirs, work)
-    return fix
+    return replace(fix, model=_at_home(fix))
 
 
 def _found(
@@ -265,15 +266,19 @@ def _moved(patch: SetParameter) -> np.ndarray:
 
 
 def _patched(target: Model, patches: Sequence[Patch]) -> Model:
-    """The target with lowered patches; in its own framework where that can express all of them."""
-    proto = apply(target.proto, patches)
-    if target.framework == Framework.ONNX:
-        return _as_onnx(target, proto)
+    """The target with lowered patches, as an ONNX model."""
+    return _as_onnx(target, apply(target.proto, patches))
+
+
+def _at_home(fix: Repair) -> Model:
+    """The repaired model in the target's own framework where that can express all patches."""
+    target = fix.target
+    if fix.model.framework == target.framework or not fix.patches:
+        return fix.model
     try:
-        native = adapter(target.framework).edited(target, patches)
+        return in_framework(target, fix.model.proto, fix.patches, fix.source, fix.holdout)
     except OnnxFixError:
-        return _as_onnx(target, proto)
-    return replace(target, proto=proto, native=native)
+        return fix.model
 
 
 def _as_onnx(target: Model, proto: onnx.ModelProto) -> Model:

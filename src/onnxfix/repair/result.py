@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxfix.compare import Comparison
 from onnxfix.diagnose.fault import Diagnosis, Fault
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model
 from onnxfix.surgeon.patch import Patch
+
+if TYPE_CHECKING:
+    from onnxfix.surgeon.written import Written
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +65,24 @@ class Repair:
         """
         return not self.unrepaired and self.after.holds and self.verified.holds
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> Written:
         """Write the repaired model: ``.onnx``, or the target's own format (chosen by suffix).
 
-        The file is written beside ``path``, loaded again, run in its own runtime, compared with the source on held-out
-        data, and only then renamed to ``path``.
+        The patches are written into the target's own file or object where its format can express them; else the
+        repaired graph is converted to the target's framework anew. Either way the file is written beside ``path``,
+        loaded again and run by its own runtime in a fresh process, compared with the source on held-out data, and only
+        then renamed to ``path``.
+
+        Returns:
+            How it was written, why not in place where it was not, and what could not be kept.
 
         Raises:
-            ExportError: the format cannot express the repair (the repaired ONNX is available), or the written file
-                does not reproduce it.
+            ExportError: no way leads into that format (the repaired ONNX is available), or the written file does not
+                reproduce the source, or the place cannot be written to.
         """
-        from onnxfix.surgeon.files import save_repair
+        from onnxfix.surgeon.giveback import give_back
 
-        save_repair(self, Path(path))
+        return give_back(self, Path(path))
 
     def revert(self, *patches: Patch) -> Model:
         """The target with some patches taken back: all others are made again on the untouched target.

@@ -1,31 +1,31 @@
-"""Write models and repairs to files: complete and verified, or not at all."""
+"""Write models to files: complete, or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxfix.errors import ExportError, OnnxFixError
-from onnxfix.frameworks import Framework, adapter
+from onnxfix.errors import ExportError
+from onnxfix.frameworks import adapter
 from onnxfix.frameworks.onnx import with_initializers
 from onnxfix.frameworks.onnx_files import keeps_external_data, write_onnx
 from onnxfix.surgeon.patch import SetParameter
 
 if TYPE_CHECKING:
-    from onnxfix.compare import Comparison
     from onnxfix.model import Model
-    from onnxfix.repair.result import Repair
 
-_NATIVE_NOISE = 1e-4  # relative; two runtimes round a deep float32 network differently by up to this
-_STATE_DICT = (".pt", ".pth")
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_HERE = -100  # AT_FDCWD of Linux
+_RENAME_EXCHANGE = 2
 
 
 def save_model(model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> None:
@@ -41,23 +41,6 @@ def save_model(model: Model, parameters: Mapping[str, np.ndarray], path: Path) -
     """
     with staged(path) as file:
         _write(model, parameters, file)
-
-
-def save_repair(repair: Repair, path: Path) -> None:
-    """Write a repaired target in its own format or as ONNX, after proving the written file on the held-out data.
-
-    Raises:
-        ExportError: the format cannot express a patch, or the file cannot be written, or what was written does not
-            reproduce the source; an existing file is then left as it was.
-    """
-    parameters = {} if _is_onnx(path) else _native_patches(repair, path)
-    with staged(path) as file:
-        if _is_onnx(path):
-            external = keeps_external_data(repair.target.path)
-            write_onnx(repair.model.proto, file, external=external)
-        else:
-            _write(repair.target, parameters, file)
-        _prove(repair, _reload(repair, parameters, file), path)
 
 
 def _is_onnx(path: Path) -> bool:
@@ -80,65 +63,6 @@ def _write(model: Model, parameters: Mapping[str, np.ndarray], path: Path) -> No
 
 def _set(model: Model, parameters: Mapping[str, np.ndarray]) -> list[SetParameter]:
     return [SetParameter(name, value, value) for name, value in parameters.items()]
-
-
-def _native_patches(repair: Repair, path: Path) -> dict[str, np.ndarray]:
-    """The patches as new values of native parameters, which is all that can be written into a native file."""
-    target = repair.target
-    values: dict[str, np.ndarray] = {}
-    for patch in repair.patches:
-        fits = isinstance(patch, SetParameter) and patch.name in target.parameters and not patch.readers
-        if not fits or not isinstance(patch, SetParameter):
-            raise ExportError(
-                f"the patch '{patch.describe()}' cannot be written into a {target.framework} {path.suffix} file: "
-                "the repaired ONNX is available, save it as .onnx."
-            )
-        values[patch.name] = patch.value
-    return values
-
-
-def _reload(repair: Repair, parameters: Mapping[str, np.ndarray], path: Path) -> Model:
-    """Load the written file; a ``state_dict`` is no model by itself and stands for the patched module in memory."""
-    from onnxfix.model import load
-
-    target = repair.target
-    if target.framework == Framework.PYTORCH and path.suffix.lower() in _STATE_DICT and not _is_program(path):
-        return replace(target, native=adapter(target.framework).edited(target, _set(target, parameters)))
-    chunk = next(iter(repair.holdout.chunks(repair.source, target)))
-    try:
-        return load(path, chunk.target if target.framework == Framework.PYTORCH else None)
-    except OnnxFixError as error:
-        raise ExportError(f"what was written for {path.name} does not load again and was dropped: {error}") from error
-
-
-def _is_program(path: Path) -> bool:
-    from onnxfix.frameworks.torch_files import is_program
-
-    return is_program(path)
-
-
-def _prove(repair: Repair, written: Model, path: Path) -> None:
-    """Refuse a file that, run in its own runtime, does not reproduce what the repair promises."""
-    result = _compared(repair, written)
-    promised = repair.verified
-    worst = max(10 * promised.max_rel, _NATIVE_NOISE)
-    if (result.equivalent or not promised.equivalent) and result.max_rel <= worst:
-        return
-    raise ExportError(
-        f"the file written for {path.name} differs from the source by max_rel {result.max_rel:.2g} in its own runtime, "
-        f"but the repair reached {promised.max_rel:.2g}, so it was dropped: save the repaired model as .onnx."
-    )
-
-
-def _compared(repair: Repair, written: Model) -> Comparison:
-    from onnxfix.compare import Accumulator
-
-    source, promised = repair.source, repair.verified
-    accumulator = Accumulator.for_models(source, written, rtol=promised.rtol, atol=promised.atol)
-    for chunk in repair.holdout.chunks(source, written):
-        expected, actual = source.run(chunk.source), written.run_native(chunk.target)
-        accumulator.add([*expected.values()], [*actual.values()], chunk.count)
-    return accumulator.result(promised.noise)
 
 
 @contextmanager
@@ -166,23 +90,46 @@ def _move(staged: Path, path: Path) -> None:
         raise ExportError(f"{path} was not written.")
     if path.is_dir() and not staged.is_dir():
         raise ExportError(f"{path} is a directory: choose another name for the file.")
+    if path.exists() and not path.stat().st_mode & _WRITABLE:
+        raise ExportError(f"{path} is write-protected: choose another name, or allow writing to it.")
     for file in staged.parent.rglob("*"):
         if file.is_file():
             _flush(file)
     for companion in staged.parent.iterdir():
         if companion != staged:
             companion.replace(path.parent / companion.name)
-    if not path.is_dir():
+    if path.is_dir():
+        _exchange(staged, path)
+    else:
         staged.replace(path)
-        return
+    _flush_folder(path.parent)
+
+
+def _exchange(staged: Path, path: Path) -> None:
+    """Put a folder in the place of one that is not empty: in one step where the system has one for it."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "renameat2"):
+        done = libc.renameat2(_HERE, os.fsencode(staged), _HERE, os.fsencode(path), _RENAME_EXCHANGE)
+        if done == 0:
+            return  # what was there lies in the temporary folder now, and goes with it
     old = staged.parent / f"{path.name}.old"
-    path.replace(old)  # a directory that is not empty cannot be replaced in one step
+    path.replace(old)
     try:
         staged.replace(path)
     except OSError:
         old.replace(path)
         raise
-    shutil.rmtree(old)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new names last; not every system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _flush(file: Path) -> None:
