@@ -64,10 +64,10 @@ def network(name: str) -> Network:
 def _build_keras(name: str, folder: Path) -> None:
     model = nets.keras_network(name)
     data = _keras_data(model)
-    _calibrate_keras(model, data[:CALIBRATION])
+    calibrate_keras(model, data[:CALIBRATION])
     built(folder / "model.keras", model.save)
     built(folder / "saved_model", lambda path: model.export(path, verbose=False))
-    built(folder / "model.tflite", lambda path: _tflite(model, path))
+    built(folder / "model.tflite", lambda path: keras_tflite(model, path))
     built(folder / "model.onnx", lambda path: model.export(path, format="onnx", verbose=False))
     built(folder / "module.pt2", lambda path: onnxfix.export(folder / "model.onnx", "pytorch", path))
     np.savez(folder / "data.npz", **{model.inputs[0].name: data})
@@ -80,7 +80,7 @@ def _keras_data(model: Any) -> np.ndarray:
     return np.random.default_rng(5).normal(size=(INPUTS, *shape)).astype(np.float32)
 
 
-def _calibrate_keras(model: Any, data: np.ndarray) -> None:
+def calibrate_keras(model: Any, data: np.ndarray) -> None:
     """The moving statistics become those of one batch, in every layer at once."""
     import keras
 
@@ -93,7 +93,7 @@ def _calibrate_keras(model: Any, data: np.ndarray) -> None:
         norm.momentum = momentum
 
 
-def _tflite(model: Any, path: Path) -> None:
+def keras_tflite(model: Any, path: Path) -> None:
     import keras
     import tensorflow as tf
 
@@ -107,7 +107,7 @@ def _build_torch(name: str, folder: Path) -> None:
 
     module, example = nets.torch_network(name)
     data = [_more(value) for value in example]
-    _calibrate_torch(module, data)
+    calibrate_torch(module, data)
     built(folder / "module.pt2", lambda path: torch.export.save(torch.export.export(module, example), path))
     built(folder / "model.onnx", lambda path: torch.onnx.export(
         module, example, path, dynamo=True, external_data=False, verbose=False))
@@ -137,7 +137,7 @@ def _more(example: Any) -> Any:
     return torch.from_numpy(random.normal(size=shape).astype(np.float32))
 
 
-def _calibrate_torch(module: Any, data: list[Any]) -> None:
+def calibrate_torch(module: Any, data: list[Any]) -> None:
     import torch
 
     norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]

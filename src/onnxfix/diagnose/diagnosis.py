@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.diagnose.boundary import bound, compared, resized, settle
+from onnxfix.diagnose.boundary import bound, compared, misfed, resized, settle
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress
 from onnxfix.diagnose.exhibiting import show_whole
@@ -66,10 +66,14 @@ def diagnose(
     ours, theirs = load(source), load(target)
     given = Inputs.of(data, limit=limit, batch_size=batch_size)
     ours = resized(ours, given)
-    given = bound(given, ours, theirs)
-    found = _found(ours, theirs, given, rtol, atol, progress)
-    show_whole(found.faults, ours, theirs, given)
-    return found
+    wrong = misfed(ours, theirs, given)
+    alike = bound(given if wrong is None else given.alike(), ours, theirs)
+    found = _found(ours, theirs, alike, rtol, atol, progress)
+    show_whole(found.faults, ours, theirs, alike)
+    if wrong is None:
+        return found
+    comparison = compared(ours, theirs, given, rtol=rtol, atol=atol)
+    return replace(found, faults=(*wrong.faults(theirs), *found.faults), comparison=comparison)
 
 
 def _found(

@@ -24,12 +24,14 @@ def settings(examination: Examination, finding: Finding) -> Iterator[Cause]:
         elif difference.attribute or difference.slot in SETTINGS.get(node.op_type, ()):
             name = difference.attribute or SETTING_NAMES.get((node.op_type, difference.slot), "operand")
             parameter = name if difference.attribute else _lowered_setting(examination, finding, difference) or name
-            names = nodes_of_op(
-                examination.target, node.name, node.op_type, unless=(difference.attribute, difference.expected)
-            )
+            if parameter in examination.target.normal_form.parameters:  # a clip may be spelled Min and Max
+                names = node_names(examination.target, [node.name], readers_of=(parameter,))
+            else:
+                expected = (difference.attribute, difference.expected)
+                names = nodes_of_op(examination.target, node.name, node.op_type, unless=expected)
             moves = (node.op_type, difference.attribute) == ("Transpose", "perm")
-            here, actual, expected = label(examination.target, names), difference.actual, difference.expected
-            message = f"{name} of {here} is {short(actual)} instead of {short(expected)}."
+            here = label(examination.target, names)
+            message = f"{name} of {here} is {short(difference.actual)} instead of {short(difference.expected)}."
             fault = reported(
                 finding,
                 FaultKind.TENSOR_LAYOUT if moves else FaultKind.HYPERPARAMETERS,

@@ -148,6 +148,24 @@ class Inputs:
             found.setdefault(tuple(array.shape[1:] for array in feed.values()), feed)
         return list(found.values())
 
+    @property
+    def differs(self) -> bool:
+        """Whether source and target are fed in ways of their own."""
+        return self._steps["source"] != self._steps["target"]
+
+    def alike(self) -> Inputs:
+        """The same samples with both sides prepared as the source's are; not bound to models any more."""
+        return self._prepared({"source": self._steps["source"], "target": self._steps["source"]})
+
+    def prepared_as(self, other: Inputs) -> Inputs:
+        """The same samples with each side prepared as in ``other``; not bound to models any more."""
+        return self._prepared(other._steps)
+
+    def _prepared(self, steps: Mapping[Side, Preprocess]) -> Inputs:
+        copy = self._with(self._samples(), None)
+        copy._steps = dict(steps)
+        return copy
+
     def bind(self, source: Model, target: Model | None = None) -> Inputs:
         """Tie the data to the models: their names, batch axis and chunk length.
 

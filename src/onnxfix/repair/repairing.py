@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxfix.compare import Accumulator, Comparison
-from onnxfix.diagnose.boundary import bound, compared, resized, settle
+from onnxfix.diagnose.boundary import Misfed, bound, compared, misfed, resized, settle
 from onnxfix.diagnose.diagnosis import concluded
 from onnxfix.diagnose.examination import Examination, Progress, in_chunks
 from onnxfix.diagnose.exhibiting import show_whole
@@ -87,16 +87,38 @@ def repair(
     ours, theirs = load(source), load(target)
     given = Inputs.of(data, limit=limit, batch_size=batch_size)
     ours = resized(ours, given)
-    inputs = bound(given, ours, theirs)
+    wrong = misfed(ours, theirs, given)
+    inputs = bound(given if wrong is None else given.alike(), ours, theirs)
     if holdout is None:
         work, held = inputs.split(HOLDOUT, seed=seed)
         note = held.note
     else:
-        work, held = inputs, bound(Inputs.of(holdout, batch_size=batch_size), ours, theirs)
+        others = Inputs.of(holdout, batch_size=batch_size)
+        work, held = inputs, bound(others if wrong is None else others.alike(), ours, theirs)
         note = f"{held.count} samples given by the caller"
-    fix = _found(ours, theirs, work, held, note, {"rtol": rtol, "atol": atol}, progress)
+    tolerances: Tolerances = {"rtol": rtol, "atol": atol}
+    fix = _found(ours, theirs, work, held, note, tolerances, progress)
     show_whole(fix.diagnosis.faults, ours, theirs, work)
+    if wrong is not None:
+        fix = _fed(fix, wrong, work.prepared_as(given), held.prepared_as(given), tolerances)
     return replace(fix, model=_at_home(fix))
+
+
+def _fed(fix: Repair, wrong: Misfed, work: Inputs, held: Inputs, tolerances: Tolerances) -> Repair:
+    """The repair of a target that was found on data like the source's, with the target's own data from here on."""
+    model, patches = wrong.repaired(fix.model)
+    before = compared(fix.source, fix.target, work, **tolerances)
+    faults = (*wrong.faults(fix.target), *fix.diagnosis.faults)
+    return replace(
+        fix,
+        model=model,
+        patches=(*fix.patches, *patches),
+        diagnosis=replace(fix.diagnosis, faults=faults, comparison=before),
+        before=before,
+        after=compared(fix.source, model, work, **tolerances),
+        verified=compared(fix.source, model, held, **tolerances),
+        holdout=held.bind(fix.source, model),
+    )
 
 
 def _found(

@@ -51,6 +51,8 @@ def apply(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
 def replayed(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
     """Apply all patches of a repair to the untouched target: those of the lowered graph, then those of its normal form.
 
+    Those that come last come last, in whichever of the two it is.
+
     Args:
         proto: The target's lowered graph.
         patches: As ``Repair.patches`` has them.
@@ -61,9 +63,12 @@ def replayed(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProt
     from onnxfix.canonical.pipeline import normal_form
 
     given = list(patches)
-    patched = apply(proto, (patch for patch in given if patch.lowered))
+    last = [patch for patch in given if isinstance(patch, ChangeBoundary) and patch.last]
+    patched = apply(proto, (patch for patch in given if patch.lowered and patch not in last))
     rest = [patch for patch in given if not patch.lowered]
-    return apply(normal_form(patched).proto, rest) if rest else patched
+    if rest:
+        patched = apply(normal_form(patched).proto, rest)
+    return apply(patched, last) if last else patched
 
 
 def reverted(patch: Patch) -> Patch:

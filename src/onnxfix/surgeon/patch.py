@@ -174,7 +174,7 @@ class ChangeBoundary:
         constants: Initializers put in.
         dropped: Initializers that go.
         renamed: Value -> the name that it gets in all nodes that stay.
-        lowered: Whether it is made before the patches of the normal form; else after them, to that.
+        last: Whether it is made after all other patches, to the graph that they leave.
     """
 
     summary: str
@@ -187,13 +187,15 @@ class ChangeBoundary:
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     dropped: Mapping[str, np.ndarray] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    lowered: bool = True
+    last: bool = False
+    lowered: ClassVar[bool] = True
 
     def reverted(self) -> ChangeBoundary:
         """The change that takes this one back."""
         return ChangeBoundary(
             f"take back: {self.summary}", self.previous_inputs, self.previous_outputs, self.inputs, self.outputs,
-            self.removed, self.added, self.dropped, self.constants, {new: old for old, new in self.renamed.items()}, self.lowered,
+            self.removed, self.added, self.dropped, self.constants, {new: old for old, new in self.renamed.items()},
+            self.last,
         )  # fmt: skip
 
     def describe(self) -> str:
@@ -209,7 +211,7 @@ class ChangeBoundary:
             "constants": {name: _packed(value) for name, value in self.constants.items()},
             "dropped": {name: _packed(value) for name, value in self.dropped.items()},
             "renamed": dict(self.renamed),
-            "lowered": self.lowered,
+            "last": self.last,
         }
 
 
@@ -252,6 +254,7 @@ def patch_from_dict(data: Mapping[str, Any]) -> Patch:
                 constants={name: _unpacked(value) for name, value in data["constants"].items()},
                 dropped={name: _unpacked(value) for name, value in data["dropped"].items()},
                 renamed=data["renamed"],
+                last=data.get("last", False),
             )
     raise ValueError(f"{data.get('patch')!r} is no kind of patch")
 

@@ -8,7 +8,7 @@ cannot hide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,10 @@ class _Side:
         """What the lowered graph does to the input."""
         return front(self.lowered, self.name, self.shape)
 
+    def reach(self) -> Front:
+        """The same as far as it goes, whoever asks for sizes on the way."""
+        return front(self.lowered, self.name, self.shape, past_sizes=True)
+
     def canonical_front(self) -> Front:
         """What its normal form does."""
         return front(self.canonical, self.name, self.shape)
@@ -86,16 +90,7 @@ def _prepared(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> 
     layers = pairs(ours.canonical, ours.name, theirs.canonical, theirs.name)
     if not layers:
         return
-    mine = LayerRun(ours.canonical, ours.name, [layer for layer, _ in layers])
-    yours = LayerRun(theirs.canonical, theirs.name, [layer for _, layer in layers])
-    wanted = [y for feed in samples.source for y in mine(feed[ours.name])]
-
-    def apart(way: InputMap) -> float:
-        try:
-            return distance(wanted, [y for feed in samples.target for y in yours(way(feed[theirs.name]))])
-        except RuntimeFailure:
-            return float("inf")  # the target's first layer does not take such an input
-
+    apart = _judge(ours, theirs, layers, samples)
     unprepared = apart(InputMap.identity(len(theirs.shape)))
     if unprepared <= REACHED:
         yield from _moved_on(ours, theirs, pair, samples)
@@ -109,10 +104,50 @@ def _prepared(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> 
         yield from _changes(ours, theirs, best[1], unprepared, layers[0] if len(layers) == 1 else None)
 
 
+def _judge(
+    ours: _Side, theirs: _Side, layers: list[tuple[FirstLayer, FirstLayer]], samples: Samples
+) -> Callable[[InputMap], float]:
+    """How far the first layers are apart when the target is fed through a map."""
+    mine = LayerRun(ours.canonical, ours.name, [layer for layer, _ in layers])
+    yours = LayerRun(theirs.canonical, theirs.name, [layer for _, layer in layers])
+    wanted = [y for feed in samples.source for y in mine(feed[ours.name])]
+
+    def apart(way: InputMap) -> float:
+        if not way.fits(theirs.shape):
+            return float("inf")
+        try:
+            return distance(wanted, [y for feed in samples.target for y in yours(way(feed[theirs.name]))])
+        except RuntimeFailure:
+            return float("inf")  # the target's first layer does not take such an input
+
+    return apart
+
+
+def nearest(source: Model, target: Model, samples: Samples) -> float:
+    """How near the first layers come when the target is fed through the best map that can be found, or through none.
+
+    Returns:
+        As :func:`distance`, the worst of all inputs; infinite where there are no first layers to tell by.
+    """
+    apart = 0.0
+    views = view_of(source), GraphView(source.canonical), view_of(target), GraphView(target.canonical)
+    for pair in pair_inputs(source, target):
+        mine, yours = samples.source[0][pair.source.name], samples.target[0][pair.target.name]
+        a = _Side(source, *views[:2], pair.source.name, mine.shape)
+        b = _Side(target, *views[2:], pair.target.name, yours.shape)
+        layers = pairs(a.canonical, a.name, b.canonical, b.name)
+        if not layers:
+            return float("inf")
+        judge = _judge(a, b, layers, samples)
+        ways = [InputMap.identity(len(b.shape)), *(way for way, _ in _candidates(a, b, pair, layers[0]))]
+        apart = max(apart, min(map(judge, ways)))
+    return apart
+
+
 def _moved_on(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> Iterator[Change]:
     """Axes that are moved before a layer that does not care: what follows tells."""
     structural = next(iter(_structural(ours, theirs, pair)), None)
-    if structural is None or structural.moves_nothing():
+    if structural is None or structural.moves_nothing() or not structural.fits(theirs.shape):
         return
 
     def apart(way: InputMap) -> float:
@@ -132,7 +167,7 @@ def _moved_on(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> 
 
 def _structural(ours: _Side, theirs: _Side, pair: InputPair) -> Iterator[InputMap]:
     """The map that makes what both lowered graphs do to the input the same."""
-    a, b = ours.front(), theirs.front()
+    a, b = ours.reach(), theirs.reach()
     back = b.map.inverse()
     if back is not None and a.map.rank == b.map.rank:
         way = back.after(a.map.after(_given(pair, theirs)))
@@ -190,10 +225,10 @@ def _folded(
 def _same_steps(a: Front, b: Front, way: InputMap) -> bool:
     """Whether both graphs take the same steps with other numbers: then a constant is wrong, not the preparation."""
     alike = [n.op_type for n in a.nodes] == [n.op_type for n in b.nodes]
-    return alike and _named_map(way) is None
+    return alike and known_map(way) is None
 
 
-def _named_map(way: InputMap) -> tuple[str, str] | None:
+def known_map(way: InputMap) -> tuple[str, str] | None:
     """The two known preparations between which a map leads."""
     axis = next(iter(way.takes), None)
     sizes = [(k, n) for k, n in enumerate(way.scale.shape) if n > 1]
@@ -284,7 +319,7 @@ def _folded_change(
 
 
 def _sentence(name: str, way: InputMap) -> str:
-    lead = _named_map(way)
+    lead = known_map(way)
     if lead is not None:
         return f"Input {name} is prepared in another way: the target wants {lead[1]} where the source is fed {lead[0]}."
     parts = [f"the channels in the order {i.tolist()}" for i in way.takes.values() if len(i) <= 16]

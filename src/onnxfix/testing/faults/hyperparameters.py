@@ -46,7 +46,7 @@ class ShiftPads(FaultOperator):
         shifted = _shifted(pads)
         node.input[1] = graph.add_constant(np.array(shifted, np.int64), f"{node.name}_pads")
         done = f"shifted the pads of {node.name} from {pads} to {shifted}"
-        return self.site(node.name, node.input[1], done, tuple(n.name for n, _ in graph.consumers(node.output[0])))
+        return self.site(node.name, node.input[1], done, graph.read_by(node.output[0]))
 
 
 class ChangeDilation(FaultOperator):
