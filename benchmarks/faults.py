@@ -30,6 +30,7 @@ from scoring import names, score
 
 import onnxfix
 from onnxfix.testing import InjectionError, Site, inject, make_names_opaque, operators
+from onnxfix.testing.faults import REGISTRY
 
 RESULTS = fault_networks.FOLDER / "results"
 HELD_OUT = 16  # of 64 inputs
@@ -173,15 +174,22 @@ class Bench:
             return None
 
     def _together(self, order: list[str], count: int) -> tuple[onnx.ModelProto, tuple[Site, ...]]:
-        """Up to ``count`` faults of different kinds, no two at the same node."""
+        """Up to ``count`` faults of different kinds, no two at the same node, none hidden by a later one.
+
+        No more than a third of the nodes of the normal form are spoiled: what is left of a small network otherwise is
+        another network.
+        """
         model, sites = self.target.proto, ()
+        count = min(count, max(2, len(self.target.canonical.graph.node) // 3))
+        order = sorted(order, key=lambda name: REGISTRY[name].reforms)  # last: the model may take no such data any more
         taken: set[str] = set()
         for attempt in range(3 * count):
             injection = self._inject(model, order[attempt % len(order)], attempt + 1)
             if injection is None:
                 continue
             nodes = {node for site in injection.sites for node in (site.node, *site.also)}
-            if taken.isdisjoint(nodes):
+            reaching = _reaching_an_output(injection.model)
+            if taken.isdisjoint(nodes) and all(site.node in reaching for site in sites):
                 model, sites, taken = injection.model, (*sites, *injection.sites), taken | nodes
             if len(sites) >= count:
                 break
@@ -216,6 +224,17 @@ class Bench:
                 "before": repair.before.max_rel, "detected": not repair.before.equivalent or bool(faults),
                 "named": named, "seconds": seconds, "said": [f"{f.kind}: {f.message}" for f in faults[:3]],
                 "unrepaired": [item.reason for item in repair.unrepaired[:3]]}
+
+
+def _reaching_an_output(model: onnx.ModelProto) -> set[str]:
+    """The nodes that an output depends on."""
+    wanted = {output.name for output in model.graph.output}
+    names = set()
+    for node in reversed(model.graph.node):
+        if not wanted.isdisjoint(node.output):
+            names.add(node.name)
+            wanted.update(node.input)
+    return names
 
 
 if __name__ == "__main__":

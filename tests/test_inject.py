@@ -298,6 +298,12 @@ def test_refusals_say_why(pooled):
         inject(pooled, "zero_bias", count=2)
 
 
+def test_a_model_that_fails_on_the_data_is_refused(network):
+    data = [{spec.name: np.zeros((1, 1), np.float32) for spec in network.graph.input}]
+    with pytest.raises(InjectionError, match="fails on the data before anything is planted"):
+        inject(network, "zero_bias", data=data)
+
+
 def test_opaque_names_hide_everything_and_change_nothing(network):
     opaque = make_names_opaque(network, seed=4)
     public = {"image", "probabilities"}

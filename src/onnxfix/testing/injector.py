@@ -109,7 +109,7 @@ def inject(
         The faulty model and the ground truth.
 
     Raises:
-        InjectionError: no such operator, or fewer than ``count`` places fit.
+        InjectionError: no such operator, or fewer than ``count`` places fit, or the model fails on ``data``.
         InputError: the model accepts no random input, and ``data`` is None.
 
     Example:
@@ -155,7 +155,10 @@ class _Planting:
         self._threshold = threshold
         self.planted = 0
         self._batches = batches
-        self._outputs: list[Outputs] = run_all(model, batches)
+        try:
+            self._outputs: list[Outputs] = run_all(model, batches)
+        except RuntimeFailure as failure:
+            raise InjectionError(f"the model fails on the data before anything is planted: {failure}") from failure
         self._used: set[str] = set()
         self._refused: list[str] = []
 

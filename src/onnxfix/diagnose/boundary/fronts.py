@@ -35,7 +35,7 @@ class Unmappable(Exception):
     """A node is no such map: the front ends before it."""
 
 
-def front(view: GraphView, name: str, shape: tuple[int, ...]) -> Front:
+def front(view: GraphView, name: str, shape: tuple[int, ...], *, past_sizes: bool = False) -> Front:
     """Follow an input as long as one node alone reads it and only moves, picks, scales or shifts.
 
     A batch norm is a layer, whose parameters can be wrong, and ends the front.
@@ -44,10 +44,14 @@ def front(view: GraphView, name: str, shape: tuple[int, ...]) -> Front:
         view: The lowered graph, every node under a name of its own.
         name: The input.
         shape: A shape that it takes.
+        past_sizes: Go on where other nodes read the value's sizes. The front's nodes cannot be taken out then.
     """
     found, nodes, value = InputMap.identity(len(shape)), [], name
     while True:
-        readers = view.consumers.get(value, ())
+        readers = [
+            (reader, slot) for reader, slot in view.consumers.get(value, ())
+            if not past_sizes or reader not in view.nodes or view.nodes[reader].op_type not in ("Shape", "Size")
+        ]  # fmt: skip
         if len(readers) != 1 or value in view.outputs or readers[0][1] < 0:
             break
         node = view.nodes[readers[0][0]]

@@ -66,6 +66,16 @@ class InputMap:
         """Whether all values stay."""
         return bool(np.allclose(self.scale, 1, rtol=SAME, atol=0) and np.allclose(self.shift, 0, atol=SAME))
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape can be taken through it."""
+        if len(shape) != self.rank:
+            return False
+        sizes = [len(self.takes[k]) if k in self.takes else shape[axis] for k, axis in enumerate(self.perm)]
+        picked = all(int(np.max(index)) < shape[self.perm[k]] for k, index in self.takes.items() if len(index))
+        return picked and all(
+            n in (1, size) for part in (self.scale, self.shift) for n, size in zip(part.shape, sizes, strict=True)
+        )
+
     def affine(self, scale: np.ndarray, shift: np.ndarray) -> InputMap:
         """This map, then ``* scale + shift`` (each broadcast to full rank)."""
         return replace(self, scale=self.scale * scale, shift=self.shift * scale + shift)

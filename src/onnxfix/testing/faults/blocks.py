@@ -202,8 +202,8 @@ class RemoveBlock(FaultOperator):
             node: onnx.NodeProto | None = last
             inside = [last.name]
             while len(inside) < 6:
-                node = graph.producer(node.input[0]) if node is not None and node.input else None
-                if node is None:
+                node = graph.producer(node.input[0]) if node is not None else None
+                if node is None or not node.input:
                     break
                 inside.append(node.name)
                 same = graph.shapes.get(node.input[0]) == graph.shapes.get(last.output[0]) is not None
@@ -218,6 +218,8 @@ class RemoveBlock(FaultOperator):
         readers = graph.consumers(last.output[0])
         if not readers or last.output[0] in graph.outputs or len(last.output) > 1:
             raise Unfit(f"{last.name} computes a graph output")
+        if any(graph.ends_layer(graph.nodes[n]) for v in (value, last.output[0]) for n in graph.read_by(v)):
+            raise Unfit(f"half a layer would be left of {first.name} or {last.name}")
         for reader, slot in readers:
             reader.input[slot] = value
         done = f"left out all from {first.op_type} {first.name} to {last.op_type} {last.name}"

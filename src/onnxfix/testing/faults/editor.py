@@ -19,6 +19,8 @@ from onnxfix.testing.faults.shapes import constant_value, value_shapes
 _ELEMENTWISE = frozenset({"Identity", "Cast", "CastLike"})
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _VIEWS = _ELEMENTWISE | {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+# With constants, these fold into the layer before them.
+_FOLDING = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
 
 
 class Unfit(Exception):
@@ -103,6 +105,10 @@ class Graph:
             views.append(node.name)
             node = self.producer(node.input[0])
         return (node.name, *views) if node is not None else tuple(reversed(views))
+
+    def ends_layer(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is a bias, scale or norm by constants, which belongs to the layer before it."""
+        return node.op_type in _FOLDING and sum(self.is_data(value) for value in node.input) == 1
 
     def read_by(self, value: str) -> tuple[str, ...]:
         """Names of the nodes that a value reaches: its readers, and through views the readers of those."""
