@@ -149,6 +149,20 @@ def test_a_kernel_scaled_by_no_known_factor_is_a_wrong_weight():
     assert [(str(f.kind), f.parameter) for f in faults] == [("weights", "k")]
 
 
+def test_a_preparation_is_found_before_a_layout_whose_sizes_are_asked_for():
+    """The front's value is read for its sizes as well, which is no use of its numbers."""
+    rest = "c = Conv <pads = [1, 1, 1, 1]> (t, k) r = Relu(c) y = GlobalAveragePool(r) }"
+    head = "net (float[N, 9, 9, 3] x) => (float[N, 8, 1, 1] y, int64[4] s) {"
+    moved = "t = Transpose <perm = [0, 3, 1, 2]>"
+    kernel = normal(8, 3, 3, 3)
+    source = parse(f"{head} s = Shape(x) {moved}(x) {rest}", k=kernel)
+    mean, std = np.float32([[[[0.4, 0.5, 0.6]]]]), np.float32([[[[0.2, 0.3, 0.4]]]])
+    target = parse(f"{head} d = Sub(x, m) z = Div(d, v) s = Shape(z) {moved}(z) {rest}", k=kernel, m=mean, v=std)
+    fix = onnxfix.repair(source, target, normal(20, 9, 9, 3))
+    assert fix.success
+    assert [fault.kind for fault in fix.diagnosis.faults] == ["preprocessing"]
+
+
 def test_classes_in_another_order_are_put_right_in_the_last_layer():
     order = np.random.default_rng(0).permutation(12)
     good = classifier()

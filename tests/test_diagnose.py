@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from onnx import numpy_helper
 
 import onnxfix
 from broken import BROKEN
+from onnxfix.diagnose.soundness import sound
 from onnxfix.testing import inject, make_names_opaque
 from small_onnx import NOISE, copied, images, network, node, normal, parse, summary, value, with_value, without_node
 
@@ -115,6 +118,14 @@ def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def test_weights_stored_in_float16_are_no_fault():
     clean(network(), in_half(network()), images(), before=1e-3)
+
+
+def test_weights_rounded_to_a_power_of_two_are_as_close_as_the_wider_step_lets_them_be():
+    # Above a power of two the steps of float16 are twice as wide as below it.
+    weight = value(network(), "hidden_weight")
+    above = (np.sign(weight) * 2.0**-4 * (1 + 0.49 * 2.0**-10)).astype(np.float32)
+    source = with_value(network(), hidden_weight=above)
+    clean(source, in_half(source), images(), before=1e-3)
 
 
 def test_a_wrong_weight_stored_in_float16_is_a_fault():
@@ -430,3 +441,20 @@ def test_of_settings_that_differ_only_the_one_that_matters_is_named():
     data = np.random.default_rng(0).normal(size=(6, 3, 8, 9)).astype(np.float32)
     diagnosis = onnxfix.diagnose(resized("round_prefer_ceil", "factors"), resized("floor", ", sizes"), data)
     assert [(fault.kind, fault.parameter) for fault in diagnosis.faults] == [("hyperparameters", "nearest_mode")]
+
+
+ROUNDED = """net (float[N] x) => (float[N] y) { p = Mul(x, a) q = Mul(p, b) i = QuantizeLinear(q, s, z)
+    y = DequantizeLinear(i, s, z) }"""
+
+
+def test_a_normal_form_is_trusted_where_only_rounding_tells_it_from_the_model():
+    """Folding two factors moves values by float noise, which a quantizer turns into whole steps."""
+    edges = {"x": ((np.arange(-100, 100) + 0.5) / 0.77).astype(np.float32)}
+    right, wrong = (
+        onnxfix.load(parse(text, a=np.float32(1.1), b=np.float32(0.7), s=np.float32(1), z=np.int8(0)))
+        for text in (ROUNDED, ROUNDED.replace("Mul(p, b)", "Add(p, b)"))
+    )
+    assert sound(right, edges, "target") == (right, "")
+    mistaken = replace(right)
+    mistaken.__dict__["normal_form"] = wrong.normal_form
+    assert "not faithful" in sound(mistaken, edges, "target")[1]
