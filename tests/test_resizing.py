@@ -55,6 +55,15 @@ def test_a_pool_frozen_to_the_size_of_the_example_is_found_and_repaired():
     assert fix.verified.max_rel <= 1e-5
 
 
+def test_a_program_exported_for_one_size_takes_others_where_its_operators_do():
+    module = Pooled(2).eval()
+    program = torch.export.export(module, (torch.zeros(1, 3, 16, 16),))
+    fix = onnxfix.repair(program, frozen(module, 8), feeds((16, 16), (32, 32), (24, 20)), holdout=feeds((28, 12)))
+    assert [str(fault.kind) for fault in fix.diagnosis.faults] == ["input_dimensions"]
+    assert fix.success
+    assert fix.verified.max_rel <= 1e-5
+
+
 @pytest.mark.parametrize("size", [2, 3, (None, 3)])
 def test_adaptive_pools_follow_the_size(size):
     from onnxfix.frameworks.torch_resizing import with_free_sizes

@@ -98,8 +98,8 @@ def slack(origin: Origin, parameters: Mapping[str, np.ndarray], wanted: np.ndarr
         generator = np.random.default_rng(0)
         with np.errstate(all="ignore"):
             moves = [
-                np.abs(evaluate(origin, own | {name: _moved(own[name], generator)}).astype(np.float64) - base)
-                for _ in range(_TRIALS)
+                np.abs(evaluate(origin, own | {name: _moved(own[name], up)}).astype(np.float64) - base)
+                for up in _ways(own[name].shape, generator)
             ]
         # An element made of one stored number moves alike each time; a sum of many scatters, and may go further.
         room = room + np.max(moves, axis=0) + _TAIL * np.std(moves, axis=0)
@@ -107,9 +107,16 @@ def slack(origin: Origin, parameters: Mapping[str, np.ndarray], wanted: np.ndarr
     return np.asarray(_HALF_STEP * room + ULPS * np.minimum(np.abs(wanted), MASKED) + ULPS / 4 * peak)
 
 
-def _moved(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _ways(shape: tuple[int, ...], generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Which elements go up, in each trial: every one goes up and down, since at a power of two the steps differ."""
+    for _ in range(_TRIALS // 2):
+        up = generator.random(shape) < 0.5
+        yield up
+        yield ~up
+
+
+def _moved(values: np.ndarray, up: np.ndarray) -> np.ndarray:
     """Every element a step up or down on the grid of its type."""
-    up = generator.random(values.shape) < 0.5
     if values.dtype.kind in "iu":
         info = np.iinfo(values.dtype)
         steps = np.where(up, 1, -1)

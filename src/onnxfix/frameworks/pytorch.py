@@ -241,7 +241,11 @@ def _program_call(program: Any) -> Call:
 
 def _module(native: Any) -> Any:
     """Something to call; the guards of an exported program are not part of its meaning, so they are off."""
-    return native.module(check_guards=False) if _is_program(native) else native
+    if not _is_program(native):
+        return native
+    module = native.module(check_guards=False)
+    module.validate_inputs = False  # the sizes of the example are checked apart from the guards
+    return module
 
 
 def _answer(model: Model, feeds: Feeds) -> tuple[Any, ...]:
@@ -283,7 +287,9 @@ def positional(model: Model) -> Any:
             args, kwargs = _bind(model, dict(zip(names, tensors, strict=True)))
             return outputs_of(self.inner(*args, **kwargs))
 
-    return Positional().eval()
+    module = Positional()
+    module.training = False  # not eval(): the inner module is in inference mode, and that of a program refuses the call
+    return module
 
 
 def _program(model: Model, module: Any) -> Any:

@@ -26,7 +26,7 @@ def with_free_sizes(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> 
     """The model lowered for all sizes among the feeds; None where that cannot be had.
 
     Args:
-        model: A PyTorch module.
+        model: A PyTorch module or exported program.
         feeds: One feed of each size, which the module itself takes.
 
     Returns:
@@ -43,7 +43,10 @@ def with_free_sizes(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> 
     try:
         with adaptive_pools_as_products():
             example = [to_tensor(feeds[0][name]) for name in names]
-            proto, layers = lower_resizable(positional(model), example, names, free)
+            flat = positional(model)
+            if model.native is not flat.inner:  # a program's graph, made anew at each call
+                _pools_of_graph_as_products(flat.inner)
+            proto, layers = lower_resizable(flat, example, names, free)
         resized = replace(model, proto=proto, layers=layers)
         return resized if all(_agrees(resized, feed) for feed in feeds) else None
     except OnnxFixError:
@@ -77,6 +80,17 @@ def adaptive_pools_as_products() -> Iterator[None]:
     finally:
         for name, function in kept.items():
             setattr(functional, name, function)
+
+
+def _pools_of_graph_as_products(module: Any) -> None:
+    """Adaptive average pools of an exported program's graph, in place."""
+    import torch
+
+    pools = {getattr(torch.ops.aten, f"adaptive_avg_pool{rank}d").default: rank for rank in (1, 2, 3)}
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in pools:
+            node.target = _pool(pools[node.target])
+    module.recompile()
 
 
 def _pool(rank: int) -> Any:
