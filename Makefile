@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install demo test lint bench bench-clean bench-faults bench-planted bench-bugs bench-convergence bench-canonical bench-large picture clean
+.PHONY: install demo test lint bench bench-clean bench-faults bench-planted bench-bugs bench-convergence bench-canonical bench-large bench-giveback picture clean
 
 install: $(STAMP)
 
@@ -52,6 +52,9 @@ bench-canonical: install
 
 bench-large: install
 	$(BIN)/python benchmarks/large_model.py
+
+bench-giveback: install
+	$(BIN)/python benchmarks/giveback.py
 
 picture: install
 	$(BIN)/python docs/make_terminal_picture.py
