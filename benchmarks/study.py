@@ -17,6 +17,8 @@ import json
 import multiprocessing
 import time
 import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +56,16 @@ def main() -> int:
         file.unlink(missing_ok=True)
     done = {line["key"] for line in read(file)}
     wanted = [case for case in CASES if not options.only or any(part in case.name for part in options.only)]
-    tasks = [(case, way, options.seed) for case in wanted for way in WAYS if f"{case.name}/{way}" not in done]
+    tasks = [(case, [way for way in WAYS if f"{case.name}/{way}" not in done], options.seed) for case in wanted]
     for case in wanted:
         study_cases.models(case)
     # A process for each case: TensorFlow and torch leak.
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
-        for line in pool.imap_unordered(judged, tasks):
+        for lines in pool.imap_unordered(judged, [task for task in tasks if task[1]]):
             with file.open("a") as results:
-                results.write(json.dumps(line) + "\n")
-            print(line["key"], "passed" if passed(line) else f"FAILED {line}", flush=True)
+                results.writelines(json.dumps(line) + "\n" for line in lines)
+            for line in lines:
+                print(line["key"], "passed" if passed(line) else f"FAILED {line}", flush=True)
     lines = sorted(read(file), key=lambda line: [f"{c.name}/{w}" for c in CASES for w in WAYS].index(line["key"]))
     if len(lines) == len(CASES) * len(WAYS):
         print(f"written to {report(lines, options.seed).relative_to(study_cases.ROOT)}")
@@ -84,18 +87,18 @@ def located(line: Record) -> bool:
     return bool("error" not in line and line["found"] == line["planted"] and line["first"] and not line["innocent"])
 
 
-def judged(task: tuple[Case, str, int]) -> Record:
-    """One case with the photos prepared one way."""
-    case, way, seed = task
+def judged(task: tuple[Case, list[str], int]) -> list[Record]:
+    """One case with the photos prepared in each of some ways."""
+    case, ways, seed = task
     source, target = map(onnxfix.load, study_cases.models(case))
     _, work, held = study_cases.pictures()
-    return {"key": f"{case.name}/{way}", "case": case.name, "way": way,
-            **judge(case, source, target, work, held, way, seed)}
+    return list(judge(case, source, target, work, held, ways, seed))
 
 
 def judge(
-    case: Case, source: onnxfix.Model, target: onnxfix.Model, work: np.ndarray, held: np.ndarray, way: str, seed: int
-) -> Record:
+    case: Case, source: onnxfix.Model, target: onnxfix.Model, work: np.ndarray, held: np.ndarray, ways: Iterable[str],
+    seed: int,
+) -> Iterator[Record]:
     """Plant a case's faults, repair, hold the result against the truth.
 
     Args:
@@ -104,33 +107,37 @@ def judge(
         target: Its clean conversion.
         work: Photos for the repair, ``[n, height, width, 3]``, 0..255.
         held: Photos for the proof.
-        way: Whose preparation the target is fed with.
+        ways: Whose preparation the target is fed with: one line for each.
         seed: Seed of the faults.
     """
     prepared = {side: study_cases.way(case.network, framework)
                 for side, framework in (("source", case.source), ("target", case.target))}
-    theirs = prepared[way]
-
-    def inputs(photos: np.ndarray) -> onnxfix.Inputs:
-        return onnxfix.Inputs(photos, source_preprocess=prepared["source"], target_preprocess=theirs)
-
-    right = onnxfix.Inputs(work[:2], preprocess=prepared["source"]).bind(source, target)
-    feeds = next(iter(right.feeds(target, "target")))
+    right = onnxfix.Inputs(np.concatenate([work, held]), preprocess=prepared["source"]).bind(source, target)
+    feeds = next(iter(right.take(2).feeds(target, "target")))
     faulty, sites = plant(case, target.proto, feeds, zlib.crc32(f"{case.name}/{seed}".encode()))
     opaque = make_names_opaque(faulty, seed=seed)
     sites = tuple(map(opaque.site, sites))
-    if way == "target":
-        sites = (*sites, _preparation(opaque.model))
-    line = {"planted": len(sites), "asked": _told(case, sites), "sites": [site.description for site in sites],
-            "once": _once(source, target, onnxfix.Inputs(np.concatenate([work, held]), preprocess=prepared["source"]))}
+    for way in ways:
+        # Loaded anew each time: what a model has found out about itself is not found out again.
+        ours, theirs = replace(source), onnxfix.load(opaque.model)
+        both = {"source_preprocess": prepared["source"], "target_preprocess": prepared[way]}
+        truth = sites if way == "source" else (*sites, _preparation(opaque.model))
+        yield {"key": f"{case.name}/{way}", "case": case.name, "way": way, "planted": len(truth),
+               "asked": _told(case, truth), "sites": [site.description for site in truth],
+               "once": _once(source, target, right),
+               **_repaired(ours, theirs, truth, onnxfix.Inputs(work, **both), onnxfix.Inputs(held, **both))}
+
+
+def _repaired(
+    source: onnxfix.Model, target: onnxfix.Model, sites: tuple[Site, ...], work: onnxfix.Inputs, held: onnxfix.Inputs
+) -> Record:
     started = time.perf_counter()
     try:
-        repair = onnxfix.repair(source, opaque.model, inputs(work), holdout=inputs(held))
+        repair = onnxfix.repair(source, target, work, holdout=held)
     except Exception as error:  # whatever it is, it is this case's result, and the run goes on
-        return {**line, "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started,
+        return {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started,
                 "found": 0, "innocent": 0, "after": 1.0, "max_rel": float("inf"), "verified": False}
-    seconds = time.perf_counter() - started
-    return {**line, "seconds": seconds, **_result(repair, sites, source, inputs(held))}
+    return {"seconds": time.perf_counter() - started, **_result(repair, sites, source, held)}
 
 
 def _told(case: Case, sites: tuple[Site, ...]) -> str:
@@ -166,10 +173,9 @@ def _result(repair: Any, sites: tuple[Site, ...], source: onnxfix.Model, held: o
 
 
 def _once(source: onnxfix.Model, target: onnxfix.Model, photos: onnxfix.Inputs) -> float:
-    """Seconds to run both models once over the photos."""
-    bound = photos.bind(source, target)
+    """Seconds to run both models once over all photos."""
     started = time.perf_counter()
-    for chunk in bound.chunks(source, target):
+    for chunk in photos.chunks(source, target):
         source.run(chunk.source)
         target.run(chunk.target)
     return time.perf_counter() - started
@@ -182,7 +188,8 @@ def report(lines: list[Record], seed: int) -> Path:
         f"**{good} of {len(lines)} passed: every planted fault named, nothing innocent named, repaired to zero label "
         f"discrepancy and verified.**\n\n{INTRODUCTION.format(seed=seed, low=min(labels), high=max(labels))}"
     )
-    return tables.write("study", "The erroneous conversions of the published study", text, COLUMNS, list(map(_row, lines)))
+    title = "The erroneous conversions of the published study"
+    return tables.write("study", title, text, COLUMNS, list(map(_row, lines)))
 
 
 def _row(line: Record) -> list[str]:
