@@ -24,6 +24,7 @@ from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.quantization import is_quantized
+from onnxfix.repair.grafting import agrees, grafted
 from onnxfix.repair.quantized import QuantizedRepair, of_target
 from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
@@ -184,7 +185,7 @@ def _repaired(
     work, held = work.bind(ours, boundary.target), held.bind(ours, boundary.target)
     inquiry = inquire(ours, boundary.target, work, progress=progress, **tolerances)
     examination = inquiry.examination
-    model, canonical, patches, left = _treated(examination, remedies(examination, inquiry.causes))
+    model, canonical, patches, left = _treated(examination, remedies(examination, inquiry.causes), work)
     if progress is not None:
         progress("verifying", 0.0)
     after = _after(examination, canonical, work, tolerances) if patches else examination.comparison
@@ -212,7 +213,7 @@ def _repaired(
 
 
 def _treated(
-    examination: Examination, chosen: Sequence[Remedy]
+    examination: Examination, chosen: Sequence[Remedy], work: Inputs
 ) -> tuple[Model, onnx.ModelProto, tuple[Patch, ...], tuple[Unrepaired, ...]]:
     """Apply the remedies that work: to the caller's own graph where it has a place for all, else to the normal form.
 
@@ -236,8 +237,24 @@ def _treated(
     if all(remedy.lowered is not None for remedy in working):
         patches = tuple(_in_place(p, target) for p in _merged(p for r in working for p in r.lowered or ()))
         return _patched(target, patches), canonical, patches, tuple(left)
+    carried = _carried_over(target, working, canonical, work, examination.source)
+    if carried is not None:
+        return _patched(target, carried), canonical, carried, tuple(left)
     patches = tuple(p for r in working for p in r.canonical or ())
     return Model(canonical, Framework.ONNX, canonical), canonical, patches, tuple(left)
+
+
+def _carried_over(
+    target: Model, working: Sequence[Remedy], canonical: onnx.ModelProto, data: Inputs, source: Model
+) -> tuple[Patch, ...] | None:
+    """All remedies as patches of the lowered graph, those that the normal form has a place for grafted into it."""
+    feeds = next(in_chunks(source, target, data)).target
+    own = _merged(p for r in working for p in r.lowered or ())
+    grafts = grafted(target, [p for r in working if r.lowered is None for p in r.canonical or ()], feeds)
+    if grafts is None:
+        return None
+    patches = (*(_in_place(p, target) for p in own), *grafts)
+    return patches if agrees(target, patches, canonical, feeds) else None
 
 
 def _objection(examination: Examination, remedy: Remedy) -> str:
