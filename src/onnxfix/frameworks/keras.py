@@ -14,7 +14,7 @@ from onnxfix.frameworks import Feeds, Framework, Lowered
 from onnxfix.frameworks.lowering_tf2onnx import first_line, operator_of, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims
-from onnxfix.frameworks.writing import only_parameters
+from onnxfix.frameworks.writing import sorted_patches
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
@@ -96,20 +96,18 @@ class KerasAdapter:
         return copy
 
     def edited(self, model: Model, patches: Sequence[Patch]) -> Any:
-        """A copy of the model with the patches in it."""
-        return self.with_parameters(model, only_parameters(model, patches, "only its variables can be replaced"))
+        """A copy of the model with the patches in it: in variables, configurations of layers, and its graph."""
+        from onnxfix.frameworks.keras_structure import restructured
+
+        values, others = sorted_patches(model, patches)
+        return restructured(model, patches) if others else self.with_parameters(model, values)
 
     def write(self, model: Model, native: Any, path: Path) -> None:
         """Write ``.keras`` or ``.h5``; into a copy of the original file where it has the same suffix."""
-        from onnxfix.frameworks.keras_files import save_file
+        from onnxfix.frameworks.keras_writing import save_file
 
-        own = variables(model.native)
-        changed = {
-            name: np.asarray(new) for (name, old), new in zip(own.items(), variables(native).values(), strict=True)
-            if not np.array_equal(old, new, equal_nan=True)
-        }
         with quiet():
-            save_file(model, native, changed, path)
+            save_file(model, native, path)
 
     def read(self, path: Path) -> Any:
         """The Keras model of a file."""
@@ -155,6 +153,11 @@ def _lowered(model: Any, what: str) -> tuple[onnx.ModelProto, dict[str, str]]:
     proto = lower_graph(graph, what)
     values = {f"{op}:{port}": layer for op, layer in op_layers.items() for port in range(4)}
     return proto, owners(proto, values, lambda name: op_layers.get(operator_of(name, op_layers) or ""))
+
+
+def traced(model: Any) -> None:
+    """Run a model once on symbolic inputs, as lowering does."""
+    _traced(model, f"The Keras model {model.name}")
 
 
 def _traced(model: Any, what: str) -> tuple[Any, dict[str, str], list[str]]:

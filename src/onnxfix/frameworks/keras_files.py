@@ -1,29 +1,21 @@
-"""Keras files: loading them safely, old ones included, and replacing weights inside them."""
+"""Keras files: loading them safely, old ones included."""
 
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from onnxfix.errors import ExportError, LoadError
 from onnxfix.frameworks.lowering_tf2onnx import first_line
-from onnxfix.frameworks.sniff import Content, expect, sniff
+from onnxfix.frameworks.sniff import Content, expect
 
-if TYPE_CHECKING:
-    from onnxfix.model import Model
-
-_WEIGHTS = "model.weights.h5"
 _POLICIES = frozenset({"Policy", "PolicyV1", "DTypePolicy"})
 _BASE_KEYS = frozenset({
     "name", "trainable", "dtype", "autocast", "activity_regularizer", "batch_shape", "batch_input_shape",
@@ -44,7 +36,7 @@ def load_file(path: Path) -> Any:
     """
     kinds = (Content.HDF5,) if path.suffix.lower() in (".h5", ".hdf5") else (Content.KERAS_ZIP, Content.HDF5)
     kind = expect(path, kinds, "a Keras model file")
-    config = _config(path, kind)
+    config = config_of(path, kind)
     _refuse_code(config, path)
     # Keras goes by the suffix; .keras files written before Keras 2.12 are HDF5.
     wanted = ".h5" if kind is Content.HDF5 else ".keras"
@@ -92,35 +84,18 @@ def copied(model: Any) -> Any:
             ) from error
 
 
-def save_file(model: Model, changed: Any, parameters: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write ``changed``, the copy of ``model.native`` in which ``parameters`` were replaced.
-
-    Into a copy of the original file where that has the same format, so that everything else in it stays as it was.
-
-    Raises:
-        ExportError: the suffix is none of Keras's.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".keras", ".h5", ".hdf5"):
-        raise ExportError(f"A Keras model is saved as .keras, .h5 or .onnx, not as {suffix or 'a directory'}.")
-    kind = sniff(model.path) if model.path else None
-    if model.path and kind is Content.HDF5 and suffix != ".keras":
-        shutil.copyfile(model.path, path)
-        if _rewrite_h5(path, model.native, parameters):
-            return
-    if model.path and kind is Content.KERAS_ZIP and suffix == ".keras" and _rewrite_zip(model, changed, path):
-        return
-    changed.save(path)
-
-
 def _keras_load(path: Path) -> Any:
     import keras
 
     return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
-def _config(path: Path, kind: Content) -> dict[str, Any]:
-    """The model configuration that a file holds."""
+def config_of(path: Path, kind: Content) -> dict[str, Any]:
+    """The model configuration that a file holds.
+
+    Raises:
+        LoadError: it holds none, or is damaged.
+    """
     import h5py
 
     try:
@@ -213,7 +188,7 @@ def _write_with_config(source: Path, target: Path, config: Any, kind: Content) -
 
     text = json.dumps(config)
     if kind is Content.KERAS_ZIP:
-        _copy_zip(source, target, {"config.json": text.encode()})
+        copy_zip(source, target, {"config.json": text.encode()})
         return
     shutil.copyfile(source, target)
     target.chmod(0o600)
@@ -222,7 +197,8 @@ def _write_with_config(source: Path, target: Path, config: Any, kind: Content) -
         file.attrs["model_config"] = text
 
 
-def _copy_zip(source: Path, target: Path, replaced: Mapping[str, bytes]) -> None:
+def copy_zip(source: Path, target: Path, replaced: Mapping[str, bytes]) -> None:
+    """Copy an archive, some of its members replaced."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             new.writestr(entry, replaced.get(entry.filename, old.read(entry)))
@@ -244,88 +220,3 @@ def _why(path: Path, config: Any, error: Exception) -> str:
             "with custom_objects, and pass the keras.Model."
         )
     return f"Keras cannot load {path}: {first_line(error)}."
-
-
-def _rewrite_h5(path: Path, native: Any, parameters: Mapping[str, np.ndarray]) -> bool:
-    """Replace weights in a legacy HDF5 file; False, with the file untouched, where they cannot all be located."""
-    import h5py
-
-    from onnxfix.frameworks.keras import variables
-
-    path.chmod(0o600)
-    by_name = variables(native)
-    names = {id(v): name for name, v in by_name.items()}
-    with h5py.File(path, "r+") as file:
-        datasets: dict[str, Any] = {}
-        for variable, dataset in _h5_weights(file["model_weights"], native):
-            if np.array_equal(dataset[()], np.asarray(variable), equal_nan=True):
-                datasets[names[id(variable)]] = dataset
-        if not set(parameters) <= set(datasets):
-            return False
-        for name, value in parameters.items():
-            datasets[name][...] = value
-    return True
-
-
-def _h5_weights(group: Any, native: Any) -> Iterator[tuple[Any, Any]]:
-    """Pairs of variable and dataset, in the order by which Keras matches them."""
-    layers = [(layer, layer.trainable_weights + layer.non_trainable_weights) for layer in native.layers]
-    stored = [group[name] for name in _strings(group, "layer_names")]
-    with_weights = [part for part in stored if _strings(part, "weight_names")]
-    for (_, weights), part in zip([pair for pair in layers if pair[1]], with_weights, strict=False):
-        for variable, name in zip(weights, _strings(part, "weight_names"), strict=False):
-            yield variable, part[name]
-
-
-def _strings(group: Any, attribute: str) -> list[str]:
-    """A string list attribute; Keras splits long ones into ``layer_names0``, ``layer_names1`` ..."""
-    values = list(group.attrs.get(attribute, ()))
-    chunk = 0
-    while f"{attribute}{chunk}" in group.attrs:
-        values.extend(group.attrs[f"{attribute}{chunk}"])
-        chunk += 1
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _rewrite_zip(model: Model, changed: Any, path: Path) -> bool:
-    """Replace weights in a copy of a ``.keras`` archive; False where its layout is not today's Keras's."""
-    if model.path is None:
-        return False
-    with zipfile.ZipFile(model.path) as archive:
-        original = archive.read(_WEIGHTS) if _WEIGHTS in archive.namelist() else None
-    if original is None:
-        return False
-    before, after = _weights_of(model.native), _weights_of(changed)
-    with _opened(original) as (file, content):
-        for name, value in after.items():
-            if name in before and np.array_equal(before[name], value, equal_nan=True):
-                continue
-            if name not in before or name not in file or not np.array_equal(file[name][()], before[name]):
-                return False
-            file[name][...] = value
-    _copy_zip(model.path, path, {_WEIGHTS: content.getvalue()})
-    return True
-
-
-def _weights_of(model: Any) -> dict[str, np.ndarray]:
-    """Dataset name -> value, as today's Keras stores the model."""
-    import h5py
-
-    found: dict[str, np.ndarray] = {}
-    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r") as file:
-            file.visititems(
-                lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-    return found
-
-
-@contextmanager
-def _opened(content: bytes) -> Iterator[tuple[Any, io.BytesIO]]:
-    import h5py
-
-    stream = io.BytesIO(content)
-    with h5py.File(stream, "r+") as file:
-        yield file, stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,28 +42,43 @@ def build(proto: onnx.ModelProto) -> Any:
     """
     import keras
 
-    values: dict[str, Value] = {t.name: Value(mapped.to_array(t)) for t in proto.graph.initializer}
-    inputs = []
-    for info in proto.graph.input:
-        if info.name not in values:
-            inputs.append(_input(info))
-            values[info.name] = Value(inputs[-1])
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = {info.name: _input(info) for info in proto.graph.input if info.name not in constants}
     taken: set[str] = set()
+    tensors = build_on(proto, inputs, taken)
+    for operation in keras.Model([*inputs.values()], [*tensors.values()]).operations:
+        taken.add(operation.name)  # those of keras.ops name themselves
+    named = [named_output(tensor, name, taken) for name, tensor in tensors.items()]
+    return keras.Model([*inputs.values()], named if len(named) > 1 else named[0])
+
+
+def build_on(proto: onnx.ModelProto, inputs: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
+    """What a graph computes from symbolic tensors of Keras, as further ones.
+
+    Args:
+        proto: A graph legalised for ``"keras"``.
+        inputs: Graph input -> the tensor that it is.
+        taken: Names that new layers must not have; those of the new layers are added.
+
+    Returns:
+        Graph output -> tensor.
+
+    Raises:
+        ExportError: an op, or a use of it, has no Keras form here.
+    """
+    values: dict[str, Value] = {t.name: Value(mapped.to_array(t)) for t in proto.graph.initializer}
+    values.update((name, Value(tensor)) for name, tensor in inputs.items())
     for node in proto.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name = _layer_name(node.name or node.op_type, taken)
+        copy.name = free_name(node.name or node.op_type, taken)
         results = _results(copy, [values[name] if name else None for name in node.input])
         values.update((name, value) for name, value in zip(node.output, results, strict=False) if name)
     answers = {info.name: values[info.name] for info in proto.graph.output}
     constant = next((name for name, value in answers.items() if value.constant is not None), None)
     if constant is not None:
         raise ExportError(f"output {constant} is a constant, which Keras does not answer: export it to onnx.")
-    tensors = [value.first() for value in answers.values()]
-    for operation in keras.Model(inputs, tensors).operations:
-        taken.add(operation.name)  # those of keras.ops name themselves
-    named = [_named(tensor, name, taken) for tensor, name in zip(tensors, answers, strict=True)]
-    return keras.Model(inputs, named if len(named) > 1 else named[0])
+    return {name: value.first() for name, value in answers.items()}
 
 
 def _input(info: onnx.ValueInfoProto) -> Any:
@@ -77,7 +93,8 @@ def _input(info: onnx.ValueInfoProto) -> Any:
     return keras.Input(tuple(dims[1:]), batch_size=dims[0], dtype=dtype, name=name)
 
 
-def _layer_name(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """A name that a layer can have and that is not taken; it is from now on."""
     stem = unique = re.sub(r"\W", "_", name)
     count = 0
     while unique in taken:
@@ -109,8 +126,8 @@ def _plain(value: Any) -> Any:
     return list(value) if not isinstance(value, str | int | float | onnx.TensorProto | onnx.GraphProto) else value
 
 
-def _named(tensor: Any, name: str, taken: set[str]) -> Any:
+def named_output(tensor: Any, name: str, taken: set[str]) -> Any:
     """The tensor of an output, as a layer of that name makes it, so that the model's output is called so."""
     from keras import layers
 
-    return layers.Identity(name=_layer_name(name, taken))(tensor)
+    return layers.Identity(name=free_name(name, taken))(tensor)
