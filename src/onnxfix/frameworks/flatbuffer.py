@@ -69,7 +69,7 @@ class Flatbuffer:
         try:
             root = self._schema.Model.GetRootAs(_Strict(data), 0)
             self.model: Any = self._schema.ModelT.InitFromObj(root)
-            self._root = root
+            self.root = root
             self._check()
         except _BROKEN as error:
             raise LoadError(
@@ -203,7 +203,7 @@ class Flatbuffer:
 
     def _span(self, index: int) -> tuple[int, int] | None:
         """First and last byte (exclusive) of a buffer; None where it is empty or lies outside of the flatbuffer."""
-        table = self._root.Buffers(index)
+        table = self.root.Buffers(index)
         length = table.DataLength()
         if not index or not length:
             return None

@@ -17,7 +17,7 @@ from onnxfix.frameworks.flatbuffer import Flatbuffer
 from onnxfix.frameworks.lowering_tf2onnx import first_line, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims, expect
-from onnxfix.frameworks.writing import only_parameters
+from onnxfix.frameworks.writing import sorted_patches
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
@@ -49,8 +49,7 @@ class TFLiteAdapter:
         data = path.read_bytes() if path else bytes(obj)
         require("tflite", "loading a TFLite file")
         file = Flatbuffer(data, what)
-        with quiet():
-            proto = _lowered(file)
+        proto = lower_file(file)
         verbatim = {
             tensor.name: tensor.name
             for tensor in proto.graph.initializer
@@ -87,7 +86,10 @@ class TFLiteAdapter:
 
     def edited(self, model: Model, patches: Sequence[Patch]) -> bytes:
         """The file's bytes with the patches in it; every other byte stays."""
-        return self.with_parameters(model, only_parameters(model, patches, "only its constants can be replaced"))
+        from onnxfix.frameworks.tflite_editing import edited_file
+
+        values, others = sorted_patches(model, patches)
+        return edited_file(model, patches) if others else self.with_parameters(model, values)
 
     def write(self, model: Model, native: bytes, path: Path) -> None:
         """Write the bytes of a TFLite file."""
@@ -139,6 +141,16 @@ def _runtime() -> tuple[Callable[..., Any], Any]:
         return tf.lite.Interpreter, tf.lite.experimental.OpResolverType
     except ImportError as error:
         raise MissingDependencyError("ai-edge-litert", "tflite", "running a TFLite model") from error
+
+
+def lower_file(file: Flatbuffer) -> onnx.ModelProto:
+    """The lowered graph of a checked file.
+
+    Raises:
+        LoweringError: the file has no ONNX form.
+    """
+    with quiet():
+        return _lowered(file)
 
 
 def _lowered(file: Flatbuffer) -> onnx.ModelProto:

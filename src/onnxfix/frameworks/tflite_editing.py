@@ -1,0 +1,397 @@
+"""Patches of a lowered graph as edits of the TFLite file it came from.
+
+The patched graph is compared with the lowered one operator by operator. What differs only in constants is overwritten;
+an operator whose own nodes changed is searched for the edit that lowers to them; what no edit reaches, and what is new,
+becomes operators of its own. The result is lowered again and must be the patched graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from onnxfix.errors import ExportError
+from onnxfix.frameworks.flatbuffer import Flatbuffer, schema
+from onnxfix.frameworks.flatbuffer_editing import FlatbufferEditor
+from onnxfix.frameworks.tflite_forms import Form, Workbench, code, constant, dtype_of, inner_name, set_options
+from onnxfix.frameworks.tflite_quantities import quantities
+from onnxfix.frameworks.tflite_search import found
+from onnxfix.frameworks.tflite_shapes import with_true_shapes
+from onnxfix.frameworks.tflite_splicing import operators_for
+from onnxfix.frameworks.tflite_wanted import Difference, Unit, Wanted, array, components
+
+if TYPE_CHECKING:
+    from onnxfix.model import Model
+    from onnxfix.surgeon.patch import Patch
+
+
+def edited_file(model: Model, patches: Sequence[Patch]) -> bytes:
+    """The model's file with patches of its lowered graph in it.
+
+    Raises:
+        ExportError: a patch has no form in TFLite.
+    """
+    from onnxfix.surgeon.apply import apply
+
+    return reconciled(model, apply(model.proto, patches))
+
+
+def reconciled(model: Model, wanted: onnx.ModelProto) -> bytes:
+    """The model's file, edited so that it lowers to another graph.
+
+    Args:
+        model: The model as it was loaded.
+        wanted: Its lowered graph with changes in it; nodes that stay keep their names.
+
+    Raises:
+        ExportError: a change has no form in TFLite.
+    """
+    file = Flatbuffer(model.native, str(model.path or "The TFLite model"))
+    return _Reconciliation(model, file, wanted).result()
+
+
+class _Reconciliation:
+    """One file on its way to another graph."""
+
+    def __init__(self, model: Model, file: Flatbuffer, wanted: onnx.ModelProto) -> None:
+        self._file = file
+        self._editor = FlatbufferEditor(file)
+        self._native = {name: index for index, name in enumerate(file.tensor_names)}
+        wanted, rescaled = quantities(self._editor, self._native, model.proto, wanted)
+        written = self._constants(model, wanted)
+        self._wanted = Wanted(model.proto, wanted, model.layers, {*written, *rescaled})
+        self._aliases: dict[str, str] = {}
+        self._added: dict[str, int] = {}
+        self._origins = {new: old for old, new in self._wanted.renamed.items()}
+        self._values = {v for n in wanted.graph.node for v in (*n.input, *n.output)}
+        self._values.update(info.name for info in (*wanted.graph.input, *wanted.graph.output))
+
+    def result(self) -> bytes:
+        """Carry it out."""
+        editor, wanted = self._editor, self._wanted
+        differences = {k: wanted.difference(k) for k in range(len(editor.operators))}
+        for difference in differences.values():
+            if difference.rewired:
+                self._origins.update({new: old for old, new in difference.rewired.items() if old in self._native})
+        units = self._units(differences)
+        passing = {id(unit) for unit in units if self._passes(unit.nodes)}
+        operators: dict[int, list[Any]] = {}
+        remade = {k for unit in units for k in unit.operators}
+        for k, difference in differences.items():
+            if k not in remade and difference.nodes:
+                self._rewire(k, difference.rewired or {})
+                operators[k] = [editor.operators[k]]
+        for unit in units:
+            if id(unit) not in passing:
+                operators.setdefault(max(unit.operators, default=len(differences)), []).extend(self._remade(unit))
+        editor.operators = [op for k in sorted(operators) for op in operators[k]]
+        editor.operators = _ordered(editor.operators)
+        self._ends()
+        return self._checked()
+
+    def _units(self, differences: Mapping[int, Difference]) -> list[Unit]:
+        """What is to be made anew: changed operators and new nodes, joined where no tensor lies between them."""
+        unit = {k: Unit((k,), d.nodes) for k, d in differences.items() if d.nodes}
+        of_node = {n.name: u for u in unit.values() for n in u.nodes}
+        of_node |= {n.name: Unit((), tuple(nodes)) for nodes in components(self._wanted.foreign) for n in nodes}
+        new = {n.name for n in self._wanted.foreign}
+        changed = {n.name for d in differences.values() if d.rewired is None for n in d.nodes} | new
+        for node in self._wanted.proto.graph.node:
+            for value in node.input:
+                maker = self._wanted.makers.get(value)
+                if maker is None or of_node[maker.name] is of_node[node.name] or self._is_held(value):
+                    continue
+                joined = of_node[maker.name].joined(of_node[node.name], self._wanted.order)
+                of_node.update({n.name: joined for n in joined.nodes})
+                changed.update(n.name for n in joined.nodes)
+        distinct = {id(u): u for name, u in of_node.items() if name in changed}
+        return [distinct[id(of_node[n.name])] for n in self._firsts(distinct, of_node)]
+
+    def _firsts(self, units: Mapping[int, Unit], of_node: Mapping[str, Unit]) -> list[onnx.NodeProto]:
+        """The first node of each unit, in the graph's order."""
+        seen: set[int] = set()
+        firsts = []
+        for node in self._wanted.proto.graph.node:
+            key = id(of_node[node.name])
+            if key in units and key not in seen:
+                seen.add(key)
+                firsts.append(node)
+        return firsts
+
+    def _is_held(self, value: str) -> bool:
+        """Whether a value has a tensor in the file."""
+        return value in self._native or self._origins.get(value) in self._native
+
+    def _constants(self, model: Model, wanted: onnx.ModelProto) -> set[str]:
+        """Write changed constants of the file where they are; returns the initializers that are done."""
+        old = {t.name: t for t in model.proto.graph.initializer}
+        news = {
+            model.parameters[t.name]: (t.name, array(t))
+            for t in wanted.graph.initializer
+            if t.name in model.parameters and t.name in old and t != old[t.name]
+        }
+        done = set()
+        for native, (name, value) in news.items():
+            constant = self._file.constants.get(native)
+            if constant is None or value.shape != constant.shape or value.dtype != constant.dtype:
+                continue
+            sharers = [c.name for c in self._file.constants.values() if c.buffer == constant.buffer]
+            if any(s not in news or news[s][1].tobytes() != value.tobytes() for s in sharers):
+                continue
+            content = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+            self._editor.edit(self._editor.buffers, constant.buffer).data = content
+            done.add(name)
+        return done
+
+    def _passes(self, nodes: Sequence[onnx.NodeProto]) -> bool:
+        """Whether nodes hand on a value as it is; what reads the result then reads that value."""
+        from onnxfix.canonical.pipeline import normal_form
+
+        piece = self._piece(nodes)
+        if len(piece.graph.input) != 1 or len(piece.graph.output) != 1:
+            return False
+        left = normal_form(piece).proto.graph.node
+        if any(node.op_type != "Identity" for node in left):
+            return False
+        given, made = piece.graph.input[0].name, piece.graph.output[0].name
+        if made not in self._wanted.outputs:
+            self._aliases[made] = given
+        elif given in self._wanted.makers and given not in self._wanted.outputs:
+            self._aliases[given] = made  # the output keeps its tensor, and what made the value writes that
+        else:
+            return False
+        return True
+
+    def _piece(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+        return self._wanted.piece(nodes, _Types(self))
+
+    def index(self, value: str) -> int:
+        """The tensor that holds a value of the patched graph.
+
+        Raises:
+            ExportError: none does.
+        """
+        while value in self._aliases:
+            value = self._aliases[value]
+        if value in self._added:
+            return self._added[value]
+        if value in self._native:
+            return self._native[value]
+        origin = self._origins.get(value)
+        if origin not in self._native:
+            raise ExportError(f"no tensor of the file holds {value}")
+        if origin not in self._values:
+            return self._native[origin]
+        tensor = copy.copy(self._editor.tensors[self._native[origin]])
+        tensor.name = inner_name(value)
+        self._added[value] = self._editor.add_tensor(tensor)
+        return self._added[value]
+
+    def _index_of(self, value: str, info: onnx.ValueInfoProto) -> int:
+        """The same for a value that may be new."""
+        try:
+            return self.index(value)
+        except ExportError:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+            number = getattr(schema().TensorType, np.dtype(kind).name.upper())
+            sizes = [d.dim_value or 1 for d in info.type.tensor_type.shape.dim]
+            tensor = schema().TensorT(shape=np.array(sizes, np.int32), type=number, name=inner_name(value))
+            tensor.hasRank = True
+            self._added[value] = self._editor.add_tensor(tensor)
+            return self._added[value]
+
+    def _rewire(self, position: int, rewired: Mapping[str, str]) -> None:
+        operator = self._editor.operators[position]
+        names, renamed = self._file.tensor_names, self._wanted.renamed
+
+        def place(index: int) -> int:
+            name = names[index] if index >= 0 else ""
+            if index < 0 or name in self._file.constants:
+                return index
+            value = rewired.get(name, renamed.get(name, name))
+            return self.index(value) if value in self._values else index
+
+        ends = [np.array([place(int(i)) for i in indices], np.int32) for indices in (operator.inputs, operator.outputs)]
+        if not all(np.array_equal(a, b) for a, b in zip(ends, (operator.inputs, operator.outputs), strict=True)):
+            fresh = self._editor.edit(self._editor.operators, position)
+            fresh.inputs, fresh.outputs = ends
+
+    def _remade(self, unit: Unit) -> list[Any]:
+        """Operators for a unit: its own one edited, or else new ones."""
+        piece = self._piece(unit.nodes)
+        form = self._form(unit.operators[0]) if len(unit.operators) == 1 else None
+        if form is not None:
+            position, outputs = unit.operators[0], [info.name for info in piece.graph.output]
+            best = found(Workbench(self._editor, _Places(self, piece)), form, piece, outputs, position)
+            if best is not None:
+                return [self._as_form(position, form, best, outputs)]
+        return operators_for(self._editor, piece, self._index_of)
+
+    def _form(self, position: int) -> Form | None:
+        """An operator as it is; None where it is no built-in one, or computes more than one value."""
+        operator = self._editor.operators[position]
+        numbers = {n: name for name, n in vars(schema().BuiltinOperator).items() if isinstance(n, int)}
+        present = self._editor.codes[operator.opcodeIndex]
+        kind = numbers.get(max(present.builtinCode, present.deprecatedBuiltinCode), "CUSTOM")
+        if kind == "CUSTOM" or len(operator.outputs) != 1 or operator.builtinOptions2 is not None:
+            return None
+        names = self._file.tensor_names
+        inputs = tuple(names[i] if i >= 0 else "" for i in operator.inputs)
+        contents = {}
+        for name in inputs:
+            if name in self._file.constants:
+                tensor = self._editor.tensors[self._native[name]]
+                data = self._editor.buffers[tensor.buffer].data
+                stored = self._file.constants[name]
+                contents[name] = np.asarray(data).view(stored.dtype).reshape(stored.shape)
+        renamed = self._wanted.renamed
+        return Form(kind, operator.builtinOptions, tuple(renamed.get(n, n) for n in inputs), contents)
+
+    def _as_form(self, position: int, before: Form, after: Form, outputs: Sequence[str]) -> Any:
+        """The operator in the form that was found."""
+        editor = self._editor
+        operator = editor.edit(editor.operators, position)
+        if after.kind != before.kind:
+            operator.opcodeIndex = editor.add_code(code(after.kind))
+        set_options(operator, after.options)
+        places = []
+        for name in after.inputs:
+            content = after.constants.get(name)
+            if content is None or content is before.constants.get(name):
+                places.append(self.index(name) if name else -1)
+            else:
+                places.append(self._own_constant(name, content, position))
+        operator.inputs = np.array(places, np.int32)
+        operator.outputs = np.array([self.index(name) for name in outputs], np.int32)
+        return operator
+
+    def _own_constant(self, name: str, content: np.ndarray, position: int) -> int:
+        """The tensor of a constant with another content: its own where nothing else reads it, else a new one."""
+        editor, index = self._editor, self._native.get(name)
+        raw = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint8)
+        like = None if index is None else editor.tensors[index]
+        if like is not None and index is not None:
+            readers = [k for k, op in enumerate(self._file.graph.operators) if index in op.inputs]
+            sharers = [t for t in editor.tensors if t.buffer == like.buffer]
+            if readers == [position] and len(sharers) == 1:
+                editor.edit(editor.buffers, like.buffer).data = raw
+                if content.shape != self._file.constants[name].shape:
+                    editor.edit(editor.tensors, index).shape = np.array(content.shape, np.int32)
+                return index
+        fresh = constant(content, like)
+        fresh.name = (name if like is None else f"{name}/repaired{position}").encode()
+        fresh.buffer = editor.add_buffer(raw.tobytes())
+        return editor.add_tensor(fresh)
+
+    def _ends(self) -> None:
+        """Inputs and outputs of the graph, and the signatures that speak of them."""
+        editor = self._editor
+        outputs = [self.index(name) for name in self._wanted.outputs]
+        if len(outputs) != len(editor.outputs) and editor.signatures:
+            raise ExportError("its signature has another number of outputs")
+        moved = {old: new for old, new in zip(editor.outputs, outputs, strict=False) if old != new}
+        editor.outputs = outputs
+        for number, signature in enumerate(editor.signatures):
+            if signature.subgraphIndex == 0 and any(e.tensorIndex in moved for e in signature.outputs or ()):
+                for entry in editor.edit(editor.signatures, number).outputs:
+                    entry.tensorIndex = moved.get(entry.tensorIndex, entry.tensorIndex)
+
+    def _checked(self) -> bytes:
+        from onnxfix.frameworks.tflite import lower_file
+
+        data = with_true_shapes(self._editor, self._wanted.proto)
+        again = lower_file(Flatbuffer(data, self._file.what))
+        _refuse_another(again, self._wanted.proto)
+        return data
+
+
+class _Types(dict[str, onnx.ValueInfoProto]):
+    """Types of the values that tensors of the file hold, and of the graph's inputs."""
+
+    def __init__(self, parent: _Reconciliation) -> None:
+        super().__init__({info.name: info for info in parent._wanted.proto.graph.input})
+        self._parent = parent
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or self._tensor(str(name)) is not None
+
+    def __missing__(self, name: str) -> onnx.ValueInfoProto:
+        tensor = self._tensor(name)
+        if tensor is None:
+            raise KeyError(name)
+        signature = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+        sizes = ["batch" if n < 0 and k == 0 else None if n < 0 else int(n) for k, n in enumerate(signature)]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype_of(tensor) or np.dtype(np.float32))
+        return onnx.helper.make_tensor_value_info(name, kind, sizes)
+
+    def _tensor(self, name: str) -> Any:
+        parent = self._parent
+        while name in parent._aliases:
+            name = parent._aliases[name]
+        origin = name if name in parent._native else parent._origins.get(name)
+        return parent._editor.tensors[parent._native[origin]] if origin in parent._native else None
+
+
+class _Places(dict[str, int]):
+    """Value -> tensor, for the values at a piece's boundary."""
+
+    def __init__(self, parent: _Reconciliation, piece: onnx.ModelProto) -> None:
+        super().__init__()
+        self._parent = parent
+        self._types = {info.name: info for info in (*piece.graph.input, *piece.graph.output)}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._types or name in self._parent._native
+
+    def __missing__(self, name: str) -> int:
+        parent = self._parent
+        return parent._index_of(name, self._types[name]) if name in self._types else parent.index(name)
+
+
+def _ordered(operators: Sequence[Any]) -> list[Any]:
+    """The operators in an order in which each reads only what is there; those in order stay where they are."""
+    makers = {int(i): number for number, op in enumerate(operators) for i in op.outputs}
+    placed: list[Any] = []
+    done: set[int] = set()
+
+    for first in range(len(operators)):
+        pending = [first]
+        while pending:
+            number = pending[-1]
+            before = [
+                makers[int(i)] for i in operators[number].inputs
+                if makers.get(int(i), number) != number and makers[int(i)] not in done
+            ]  # fmt: skip
+            if number not in done and before:
+                if len(pending) > len(operators):
+                    raise ExportError("the operators would read each other's results in a circle")
+                pending += before
+                continue
+            pending.pop()
+            if number not in done:
+                done.add(number)
+                placed.append(operators[number])
+    return placed
+
+
+def _refuse_another(made: onnx.ModelProto, wanted: onnx.ModelProto) -> None:
+    """Refuse a file that does not lower to the patched graph."""
+    from onnxfix.canonical.identity import is_isomorphic
+    from onnxfix.frameworks.agreement import disagreement
+    from onnxfix.frameworks.example_inputs import accepted_feeds
+    from onnxfix.model import Model
+
+    one, two = (Model(proto=proto, native=proto) for proto in (made, wanted))
+    for ours, theirs in ((one.inputs, two.inputs), (one.outputs, two.outputs)):
+        if [s.name for s in ours] != [s.name for s in theirs]:
+            raise ExportError(f"the edited file has {[s.name for s in ours]} where {[s.name for s in theirs]} is meant")
+    if is_isomorphic(one, two):
+        return
+    for feeds in accepted_feeds(two, None, batches=(1,)):
+        problem = disagreement(two.run(feeds), one.run(feeds))
+        if problem:
+            raise ExportError(f"the edited file computes something else than the patched graph ({problem})")
