@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install demo test lint bench bench-clean bench-faults bench-planted bench-bugs bench-convergence bench-canonical bench-large bench-giveback picture clean
+.PHONY: install demo test lint bench bench-clean bench-faults bench-planted bench-study bench-bugs bench-convergence bench-canonical bench-large bench-giveback picture clean
 
 install: $(STAMP)
 
@@ -34,6 +34,9 @@ bench: install
 
 bench-clean: install
 	$(BIN)/python benchmarks/clean_pairs.py
+
+bench-study: install
+	$(BIN)/python benchmarks/study.py
 
 bench-planted: install
 	$(BIN)/python benchmarks/planted_faults.py

@@ -161,7 +161,7 @@ def _preparation(target: onnx.ModelProto) -> Site:
 def _result(repair: Any, sites: tuple[Site, ...], source: onnxfix.Model, held: onnxfix.Inputs) -> Record:
     result, faults = score(repair, sites), repair.diagnosis.faults
     before = onnxfix.compare(source, repair.target, held) if repair.before.count else None
-    answers = [next(iter(source.run(feed).values())).reshape(-1, 1000).argmax(1) for feed in held.feeds(source)]
+    answers = [next(iter(source.run(feed).values())).argmax(-1) for feed in held.feeds(source)]
     return {
         "before": None if before is None else before.label_discrepancy, "found": result.found, "first": result.first,
         "innocent": result.innocent, "after": repair.verified.label_discrepancy, "max_rel": repair.verified.max_rel,
