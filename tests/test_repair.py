@@ -371,3 +371,48 @@ def test_what_the_runtime_breaks_is_not_blamed_on_the_model(shared_data):
     assert diagnosis.comparison.equivalent
     assert len(diagnosis.notes) == 1
     assert diagnosis.notes[0].startswith("This is the runtime's fault, not the model's: onnxruntime's default graph optimisations")
+
+
+MOMENTS = """
+net (float[N, 6] x) => (float[N, 4] y) {
+    m = MatMul (x, w)
+    n = BatchNormalization <epsilon = 0.001> (m, scale, shift, mean, variance)
+    y = Relu (n)
+}
+"""
+
+
+def test_mean_and_variance_in_each_others_place_are_set_right_together():
+    # One makes the kernel wrong, both make the bias behind it wrong.
+    mean, variance = np.abs(normal(4, seed=3)), np.abs(normal(4, seed=4)) + np.float32(0.3)
+    kept = dict(w=normal(6, 4), scale=normal(4, seed=1), shift=normal(4, seed=2))
+    source = parse(MOMENTS, mean=mean, variance=variance, **kept)
+    target = parse(MOMENTS, mean=variance, variance=mean, **kept)
+    fix = onnxfix.repair(source, target, normal(40, 6, seed=5))
+    assert {name for fault in fix.diagnosis.faults for name in fault.target_nodes} == {"node_n"}
+    assert fix.success
+    assert fix.verified.max_rel <= NOISE
+
+
+def test_an_exchange_that_the_opset_does_not_know_is_not_tried():
+    # ReduceSum takes its axes as an operand from opset 13, ReduceMean from 18.
+    text = "net (float[N, 7, 8] x) => (float[N, 7, 8] y) {{ m = MatMul(x, w) r = {} s = Sub(m, r) y = MatMul(s, v) }}"
+    weights = dict(w=normal(8, 8), v=normal(8, 8, seed=2))
+    source = parse(text.format("ReduceMean<axes = [2], keepdims = 1>(m)"), **weights)
+    target = parse(text.format("ReduceSum<keepdims = 1>(m, axes)"), axes=np.array([2]), **weights)
+    fix = onnxfix.repair(source, target, normal(16, 7, 8, seed=5))
+    assert [(str(f.kind), f.target_nodes[0]) for f in fix.diagnosis.faults] == [("graph", "node_r")]
+    assert fix.success
+
+
+def test_a_weight_that_makes_up_for_another_scale_comes_after_what_changed_it():
+    text = "net (float[N, 8] x) => (float[N, 5] y) {{ h = MatMul(x, u) t = Tanh(h) {} y = MatMul(q, w) }}"
+    shared, weight = dict(u=normal(8, 6, scale=0.5)), normal(6, 5)
+    source = parse(text.format("s = Mul(t, seven) r = Round(s) q = Clip(r, low, seven)"), w=weight / np.float32(7),
+                   seven=np.float32(7), low=np.float32(-8), **shared)
+    target = parse(text.format("i = QuantizeLinear(t, scale, zero) q = DequantizeLinear(i, scale, zero)"), w=weight,
+                   scale=np.float32(1 / 127), zero=np.int8(0), **shared)
+    fix = onnxfix.repair(source, target, normal(40, 8, seed=5))
+    assert {"node_q", "node_i"} <= set(fix.diagnosis.faults[0].target_nodes)
+    assert fix.success
+    assert fix.verified.max_rel <= NOISE

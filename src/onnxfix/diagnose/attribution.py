@@ -51,7 +51,11 @@ class Attribution:
 
 
 def attribute(
-    source: Model, target: Model, wrong: Iterable[WrongConstant], right: Iterable[str] = ()
+    source: Model,
+    target: Model,
+    wrong: Iterable[WrongConstant],
+    right: Iterable[str] = (),
+    settled: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[tuple[Attribution, ...], tuple[WrongConstant, ...]]:
     """Explain wrong constants of one node by as few parameters as possible.
 
@@ -64,6 +68,7 @@ def attribute(
         target: The target.
         wrong: The wrong constants of the node.
         right: Names of its other constants, which must stay as they are.
+        settled: Parameters that are wrong for certain, with the values that they should have.
 
     Returns:
         The attributions, and the constants that no parameter can make right.
@@ -71,12 +76,12 @@ def attribute(
     wrong = tuple(wrong)
     form = target.normal_form
     kept = [(name, evaluate(form.origins[name], form.parameters)) for name in right if name in form.origins]
-    single = _explained(source, _State(target, form.parameters, tuple(kept)), wrong) if len(wrong) > 1 else None
+    parameters = {**form.parameters, **(settled or {})}
+    single = _explained(source, _State(target, parameters, tuple(kept)), wrong) if len(wrong) > 1 else None
     if single is not None:
         return (single,), ()
     found: list[Attribution] = []
     left = []
-    parameters = dict(form.parameters)
     for constant in wrong:
         made = _explained(source, _State(target, parameters, tuple(kept)), (constant,))
         if made is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -24,8 +24,16 @@ from onnxfix.model import Model
 from onnxfix.surgeon.patch import SetAttribute
 
 
-def wrong_constants(examination: Examination, finding: Finding) -> Iterator[Cause]:
-    """The causes behind the constants that make a matched node guilty."""
+def wrong_constants(
+    examination: Examination, finding: Finding, settled: Mapping[str, np.ndarray]
+) -> Iterator[Cause]:
+    """The causes behind the constants that make a matched node guilty.
+
+    Args:
+        examination: What was found.
+        finding: The node.
+        settled: Parameters that other nodes have shown to be wrong, with the values that they should have.
+    """
     target = examination.alignment.target
     node = target.nodes[finding.region.target_nodes[0]]
     wrong = {}
@@ -43,7 +51,7 @@ def wrong_constants(examination: Examination, finding: Finding) -> Iterator[Caus
         scaled = misscaled(examination.target, constant)
         if scaled is not None:
             yield _scheme(examination, finding, wrong.pop(constant), scaled)
-    made, left = attribute(examination.source, examination.target, wrong, sorted(right))
+    made, left = attribute(examination.source, examination.target, wrong, sorted(right), settled)
     for attribution in made:
         first = attribution.constants[0]
         yield _weight(examination, finding, wrong[first], first, attribution)

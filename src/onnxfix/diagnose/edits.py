@@ -226,7 +226,8 @@ class _Search:
                 yield self._edit(node, _node(node, "Identity", [value]), passed)
             family = next((f for f in _FAMILIES if node.op_type in f), ())
             for other in family:
-                if other != node.op_type and (other in wanted or other in ("Mul", "Add", "Sub", "Div")):
+                known = other in wanted or other in ("Mul", "Add", "Sub", "Div")
+                if other != node.op_type and known and self._excerpts.takes(other, len(node.input)):
                     yield self._edit(node, _node(node, other, node.input), (name,))
             if node.op_type in _ORDERED and len(node.input) == 2:
                 swapped = _node(node, node.op_type, reversed(node.input))

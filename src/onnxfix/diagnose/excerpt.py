@@ -61,6 +61,15 @@ class Excerpts:
         infos = (*self.proto.graph.value_info, *found.value_info, *found.input, *found.output)
         return {info.name: info.type for info in infos}
 
+    def takes(self, op: str, count: int) -> bool:
+        """Whether an op of the standard takes so many operands in the graph's opset."""
+        version = next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        try:
+            schema = onnx.defs.get_schema(op, version)
+        except onnx.defs.SchemaError:  # an op that is younger than the graph
+            return False
+        return bool(schema.min_input <= count <= schema.max_input)
+
     @cached_property
     def variable(self) -> frozenset[str]:
         """The values that depend on a graph input."""

@@ -14,6 +14,7 @@ from onnxfix.diagnose.constants import wrong_constants
 from onnxfix.diagnose.evidence import Evidence
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.exhibiting import exhibit
+from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.gaps import gap
 from onnxfix.diagnose.hyperparameters import settings
 from onnxfix.diagnose.storage import slack
@@ -22,13 +23,25 @@ from onnxfix.errors import CanonicalizationError
 
 def causes(examination: Examination) -> tuple[Cause, ...]:
     """The causes of all findings, in their order; those that only follow from another are marked."""
-    found: list[Cause] = []
-    for finding in examination.findings:
+    made: dict[Finding, list[Cause]] = {}
+    settled: dict[str, np.ndarray] = {}
+    # Fewer parameters leave less doubt: a batch norm's variance is in the kernel, its mean beside it in the bias.
+    for finding in sorted(examination.findings, key=lambda f: _parameters_behind(examination, f)):
         if not finding.region.matched:
-            found.append(gap(examination, finding))
+            made[finding] = [gap(examination, finding)]
             continue
-        found.extend(map(_shown_alone, (*settings(examination, finding), *wrong_constants(examination, finding))))
-    return _followers_marked(examination, found)
+        found = (*settings(examination, finding), *wrong_constants(examination, finding, settled))
+        made[finding] = list(map(_shown_alone, found))
+        settled |= {c.attribution.parameter: c.attribution.value for c in found if c.attribution is not None}
+    return _followers_marked(examination, [cause for finding in examination.findings for cause in made[finding]])
+
+
+def _parameters_behind(examination: Examination, finding: Finding) -> int:
+    """How many parameters make up the wrong constants of a matched node."""
+    origins = examination.target.normal_form.origins
+    node = examination.alignment.target.nodes[finding.region.target_nodes[0]] if finding.region.matched else None
+    names = [node.input[d.slot] for d in finding.differences if 0 <= d.slot < len(node.input)] if node else []
+    return len({p for name in names if name in origins for p in parameters_of(origins[name])})
 
 
 def _shown_alone(cause: Cause) -> Cause:

@@ -14,6 +14,7 @@ from onnxfix.diagnose.differences import Difference, corrected
 from onnxfix.diagnose.finding import Finding, Recording
 from onnxfix.diagnose.noise import MARGIN, is_guilty, noise_floor
 from onnxfix.diagnose.storage import expected_error, is_as_stored
+from onnxfix.diagnose.weights import factor_between
 from onnxfix.errors import OnnxFixError, RuntimeFailure
 from onnxfix.model import Model
 from onnxfix.runtime.assembly import assemble
@@ -63,7 +64,7 @@ class Judge:
         kept = without_compensations(self.alignment, found, self._is_innocent)
         order = self.alignment.target.order
         place = {f: min((order[n] for n in f.region.target_nodes), default=0) for f in kept}
-        return tuple(sorted(kept, key=lambda f: (-min(f.error.relative, 1e30), place[f])))
+        return _effects_last(sorted(kept, key=lambda f: (-min(f.error.relative, 1e30), place[f])))
 
     def _finding(self, suspect: Suspect, error: LocalError, recording: Recording, chunk: int) -> Finding | None:
         region = suspect.region
@@ -101,6 +102,26 @@ class Judge:
 
     def _excused(self, region: Region) -> float:
         return expected_error(self.target, self.alignment.target, region.target_nodes)
+
+
+def _effects_last(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings, with a scaled weight behind the gap that feeds it.
+
+    What stands in for an op may hand on values of another scale, which the converter then put right in the next weight.
+    Such a weight may err more than the gap, but it is the gap's effect.
+    """
+    left = {value for f in findings if not f.differences for _, value in f.region.outputs}
+    behind = [f for f in findings if f.differences and left.intersection(f.region.feeds)]
+    effects = {f for f in behind if _are_scaled(f.differences)}
+    return (*(f for f in findings if f not in effects), *(f for f in findings if f in effects))
+
+
+def _are_scaled(differences: Sequence[Difference]) -> bool:
+    pairs = ((difference.expected, difference.actual) for difference in differences)
+    return all(
+        isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.size > 1 and factor_between(a, b) is not None
+        for a, b in pairs
+    )
 
 
 def _larger(noise: LocalError, cost: LocalError) -> LocalError:

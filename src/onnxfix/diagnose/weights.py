@@ -50,16 +50,25 @@ def _changed(expected: np.ndarray, actual: np.ndarray) -> str:
             return f"was rounded to {name}"
     if np.allclose(-expected, actual, rtol=1e-5, atol=tolerance):
         return "has the opposite sign"
-    with np.errstate(all="ignore"):
-        ratio = float(np.vdot(expected, actual) / np.vdot(expected, expected))
-    if np.allclose(expected * ratio, actual, rtol=1e-4, atol=10 * tolerance):
-        return f"is scaled by {ratio:.6g}"
+    factor = factor_between(expected, actual)
+    if factor is not None:
+        return f"is scaled by {factor:.6g}"
     lost = int(np.count_nonzero(np.isfinite(expected) & ~np.isfinite(actual)))
     if lost:
         return f"is not finite in {lost} of {expected.size} values"
     wrong = int(np.count_nonzero(~np.isclose(expected, actual, rtol=1e-5, atol=tolerance)))
     largest = float(np.abs(expected - actual).max())
     return f"differs in {wrong} of {expected.size} values by up to {largest:.3g}"
+
+
+def factor_between(expected: np.ndarray, actual: np.ndarray) -> float | None:
+    """The number by which all of an array is multiplied to be another one of its shape; None where there is none."""
+    if expected.shape != actual.shape or expected.dtype.kind != "f" or not np.any(expected):
+        return None
+    with np.errstate(all="ignore"):
+        ratio = float(np.vdot(expected, actual) / np.vdot(expected, expected))
+        close = np.allclose(expected * ratio, actual, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))
+    return ratio if close else None
 
 
 def _reordered(expected: np.ndarray, actual: np.ndarray) -> tuple[FaultKind, str] | None:
