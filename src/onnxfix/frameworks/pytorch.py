@@ -18,7 +18,7 @@ from onnxfix.frameworks.torch_activations import module_activations, program_act
 from onnxfix.frameworks.torch_call import Call, call_of, outputs_of, to_array, to_tensor
 from onnxfix.frameworks.torch_files import read_torch, require_torch
 from onnxfix.frameworks.torch_lowering import lower_module, lower_program, lower_script, quiet
-from onnxfix.frameworks.writing import only_parameters
+from onnxfix.frameworks.writing import refusal, sorted_patches
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
@@ -113,8 +113,19 @@ class PyTorchAdapter:
         return native
 
     def edited(self, model: Model, patches: Sequence[Patch]) -> Any:
-        """A copy of the module or program with the patches in it."""
-        return self.with_parameters(model, only_parameters(model, patches, "only parameters can be replaced"))
+        """A copy of the module or program with the patches in it.
+
+        Parameters, buffers and attributes of submodules are set; beyond that the module's graph is edited, and the copy
+        is a ``torch.fx.GraphModule`` with the module's own submodules in it.
+        """
+        values, others = sorted_patches(model, patches)
+        if not others:
+            return self.with_parameters(model, values)
+        if _is_script(model.native):
+            raise refusal(model, others[0], "TorchScript is compiled code, in which only weights can be replaced")
+        from onnxfix.frameworks.torch_editing import edited
+
+        return edited(model, patches, others, lambda: self.with_parameters(model, values), _bind)
 
     def write(self, model: Model, native: Any, path: Path) -> None:
         """Write a module or program.

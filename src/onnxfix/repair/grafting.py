@@ -202,7 +202,8 @@ class _Graft:
         for node in region.added:
             if list(captured(node)):
                 raise _Unplaced("a body reads values around it")
-            yield from (v for v in node.input if v and v not in made | set(region.constants))
+            given = (v for v in node.input if v and v not in made and v not in region.constants)
+            yield from (v for v in given if not self._canonical.is_constant(v))
             yield from (o for o in node.output if o in self._canonical.producer)
         for (reader, slot), value in region.rewired.items():
             yield self._canonical.nodes[reader].input[slot] if reader else self._canonical.outputs[slot]
@@ -211,8 +212,6 @@ class _Graft:
 
     def _candidates(self, value: str) -> Iterator[str]:
         """Values of the lowered graph that may be the same, in graph order."""
-        if self._canonical.is_constant(value):
-            return
         found = {value} if value in self._lowered.inputs else set()
         if value in self._canonical.producer:
             behind = self._target.normal_form.provenance.get(self._canonical.producer[value][0], ())

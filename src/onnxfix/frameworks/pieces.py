@@ -1,0 +1,186 @@
+"""What patches of a lowered graph change in terms of the values that the native model has, too.
+
+Between values that both graphs have under one name lie small pieces. A patch changes a few of them: a piece computes
+its value in another way, or reads another value, which is made by nodes that are put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxfix import mapped
+from onnxfix.align.graph import captured, renamed
+from onnxfix.surgeon.patch import ChangeBoundary, Patch
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A value computed in a way that the native model does not have.
+
+    Attributes:
+        value: The value's name in the patched graph.
+        inputs: The native values that it is made of.
+        proto: The graph from them to it; its one output is the value.
+    """
+
+    value: str
+    inputs: tuple[str, ...]
+    proto: onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Edits:
+    """How a native model becomes the patched one.
+
+    Attributes:
+        pieces: Values to compute anew; a piece may read the value of one before it.
+        replaced: Native value -> the piece's value that takes its place, for all who read it.
+        rewired: (native value, value that its computation reads, value that it shall read instead).
+    """
+
+    pieces: tuple[Piece, ...]
+    replaced: Mapping[str, str]
+    rewired: tuple[tuple[str, str, str], ...]
+
+
+def edits(
+    old: onnx.ModelProto, new: onnx.ModelProto, native: Collection[str], parameters: Collection[str],
+    samples: Mapping[str, np.ndarray],
+) -> Edits:
+    """Compare two lowered graphs piece by piece.
+
+    Args:
+        old: The lowered graph.
+        new: The patched one.
+        native: Values of the old graph that the native model has, outputs and inputs among them.
+        parameters: Initializers that the native model has; their values do not matter here.
+        samples: Values of the patched graph, from which the pieces' inputs take type and rank.
+    """
+    before, after = _Graph(old, parameters), _Graph(new, parameters)
+    stops = {value for value in native if value in after.makers or value in after.inputs}
+    pieces: dict[str, Piece] = {}
+    replaced: dict[str, str] = {}
+    rewired: list[tuple[str, str, str]] = []
+    for value in (o for node in new.graph.node for o in node.output if o in stops):
+        ours, theirs = before.behind(value, stops), after.behind(value, stops)
+        if before.told(ours) == after.told(theirs):
+            continue
+        exchanged = _exchanged(ours, theirs, before, after)
+        for was, now in exchanged or ():
+            if now not in stops and now not in pieces:
+                pieces[now] = _piece(after, now, stops, samples)
+            rewired.append((value, was, now))
+        if exchanged is None:
+            pieces[value] = _piece(after, value, stops, samples)
+            replaced[value] = value
+    for value in (info.name for info in new.graph.output if info.name not in stops):
+        pieces.setdefault(value, _piece(after, value, stops, samples))
+    return Edits(tuple(pieces.values()), replaced, tuple(rewired))
+
+
+def renamed_as(old: onnx.ModelProto, patches: Iterable[Patch]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The lowered graph with its values named as the patched graph names them, and which value has which name."""
+    names: dict[str, str] = {}
+    for patch in patches:
+        if isinstance(patch, ChangeBoundary) and patch.renamed:
+            moved = {name: patch.renamed.get(now, now) for name, now in names.items()}
+            names = {**patch.renamed, **moved}
+    if not names:
+        return old, {}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(old)
+    for node in copy.graph.node:
+        node.CopyFrom(renamed(node, names))
+    return copy, names
+
+
+class _Graph:
+    def __init__(self, proto: onnx.ModelProto, parameters: Collection[str]) -> None:
+        self.proto = proto
+        self.makers = {o: node for node in proto.graph.node for o in node.output if o}
+        self.inputs = {info.name for info in proto.graph.input}
+        self.tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self._parameters = parameters
+
+    def behind(self, value: str, stops: Collection[str]) -> list[onnx.NodeProto]:
+        """The nodes that make a value out of native ones, in graph order."""
+        found: set[str] = set()
+        queue = [value]
+        while queue:
+            name = queue.pop()
+            maker = self.makers.get(name)
+            if maker is None or (name in stops and name != value) or maker.output[0] in found:
+                continue
+            found.add(maker.output[0])
+            queue += [v for v in (*maker.input, *captured(maker)) if v]
+        return [node for node in self.proto.graph.node if node.output and node.output[0] in found]
+
+    def told(self, nodes: Iterable[onnx.NodeProto]) -> list[tuple[bytes, list[bytes]]]:
+        """All that makes a piece what it is."""
+        return [(node.SerializeToString(deterministic=True), self.constants(node)) for node in nodes]
+
+    def constants(self, node: onnx.NodeProto) -> list[bytes]:
+        """The constants that a node reads and that are not parameters of the native model."""
+        own = (v for v in node.input if v in self.tensors and v not in self._parameters)
+        return [mapped.to_array(self.tensors[v]).tobytes() for v in own]
+
+
+def _exchanged(
+    ours: list[onnx.NodeProto], theirs: list[onnx.NodeProto], before: _Graph, after: _Graph
+) -> list[tuple[str, str]] | None:
+    """(value read, value read now), where a piece is what it was but reads others; None where it is another."""
+    was = {node.name: node for node in ours}
+    now = {node.name: node for node in theirs}
+    pairs: dict[tuple[str, str], None] = {}
+    if not was or not was.keys() <= now.keys():
+        return None
+    new = {o for name, node in now.items() if name not in was for o in node.output}
+    for name, node in was.items():
+        other = now[name]
+        if len(node.input) != len(other.input) or _settings(node) != _settings(other):
+            return None
+        if before.constants(node) != after.constants(other):
+            return None
+        changed = [(a, b) for a, b in zip(node.input, other.input, strict=True) if a != b]
+        if any(not a or not b or a in before.tensors for a, b in changed):
+            return None
+        pairs.update(dict.fromkeys(changed))
+    made = {o for node in ours for o in node.output}
+    inner = any(a in made and b not in new for a, b in pairs)
+    return None if inner or any(a in made for a, _ in pairs) else list(pairs)
+
+
+def _settings(node: onnx.NodeProto) -> bytes:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    del copy.input[:]
+    return bytes(copy.SerializeToString(deterministic=True))
+
+
+def _piece(graph: _Graph, value: str, stops: Collection[str], samples: Mapping[str, np.ndarray]) -> Piece:
+    nodes = graph.behind(value, stops)
+    made = {o for node in nodes for o in node.output}
+    read = dict.fromkeys(v for node in nodes for v in (*node.input, *captured(node)) if v)
+    # The piece may read its own native value, as it was before: an op put behind it.
+    inputs = [v for v in read if v not in graph.tensors and v not in made]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            nodes, "piece", [_info(v, samples) for v in inputs], [_info(value, samples)],
+            [graph.tensors[v] for v in read if v in graph.tensors],
+        ),
+        opset_imports=list(graph.proto.opset_import), ir_version=graph.proto.ir_version,
+    )  # fmt: skip
+    return Piece(value, tuple(inputs), proto)
+
+
+def _info(value: str, samples: Mapping[str, np.ndarray]) -> onnx.ValueInfoProto:
+    """A value of a sample's type and shape, its first dimension open."""
+    sample = samples[value]
+    shape: list[int | str] = list(sample.shape)
+    if shape:
+        shape[0] = "batch"
+    return onnx.helper.make_tensor_value_info(value, onnx.helper.np_dtype_to_tensor_dtype(sample.dtype), shape)
