@@ -74,9 +74,11 @@ class _Reconciliation:
         """Carry it out."""
         editor, wanted = self._editor, self._wanted
         differences = {k: wanted.difference(k) for k in range(len(editor.operators))}
+        foreign = {o for node in wanted.foreign for o in node.output}
         for difference in differences.values():
-            if difference.rewired:
-                self._origins.update({new: old for old, new in difference.rewired.items() if old in self._native})
+            for old, new in (difference.rewired or {}).items():
+                if old in self._native and new in foreign:
+                    self._origins[new] = old
         units = self._units(differences)
         passing = {id(unit) for unit in units if self._passes(unit.nodes)}
         operators: dict[int, list[Any]] = {}
@@ -97,9 +99,13 @@ class _Reconciliation:
         """What is to be made anew: changed operators and new nodes, joined where no tensor lies between them."""
         unit = {k: Unit((k,), d.nodes) for k, d in differences.items() if d.nodes}
         of_node = {n.name: u for u in unit.values() for n in u.nodes}
-        of_node |= {n.name: Unit((), tuple(nodes)) for nodes in components(self._wanted.foreign) for n in nodes}
-        new = {n.name for n in self._wanted.foreign}
-        changed = {n.name for d in differences.values() if d.rewired is None for n in d.nodes} | new
+        for nodes in components(self._wanted.foreign):
+            of_node.update(dict.fromkeys((n.name for n in nodes), Unit((), tuple(nodes))))
+        changed = {n.name for d in differences.values() if d.rewired is None for n in d.nodes}
+        changed.update(n.name for n in self._wanted.foreign)
+        for name in self._wanted.outputs:
+            if not self._is_held(name) and name in self._wanted.makers:
+                changed.update(n.name for n in of_node[self._wanted.makers[name].name].nodes)
         for node in self._wanted.proto.graph.node:
             for value in node.input:
                 maker = self._wanted.makers.get(value)
@@ -223,7 +229,8 @@ class _Reconciliation:
     def _remade(self, unit: Unit) -> list[Any]:
         """Operators for a unit: its own one edited, or else new ones."""
         piece = self._piece(unit.nodes)
-        form = self._form(unit.operators[0]) if len(unit.operators) == 1 else None
+        alone = len(unit.operators) == len(piece.graph.output) == 1
+        form = self._form(unit.operators[0]) if alone else None
         if form is not None:
             position, outputs = unit.operators[0], [info.name for info in piece.graph.output]
             best = found(Workbench(self._editor, _Places(self, piece)), form, piece, outputs, position)
@@ -290,15 +297,32 @@ class _Reconciliation:
     def _ends(self) -> None:
         """Inputs and outputs of the graph, and the signatures that speak of them."""
         editor = self._editor
+        names = [self._file.tensor_names[i] for i in editor.outputs]
         outputs = [self.index(name) for name in self._wanted.outputs]
-        if len(outputs) != len(editor.outputs) and editor.signatures:
-            raise ExportError("its signature has another number of outputs")
-        moved = {old: new for old, new in zip(editor.outputs, outputs, strict=False) if old != new}
+        if outputs == editor.outputs:
+            return
+        # An output keeps its entry by its name; where the names are others, by its place.
+        places = {name: index for name, index in zip(self._wanted.outputs, outputs, strict=True)}
+        if not set(names) & set(places) and len(names) == len(outputs):
+            places = dict(zip(names, outputs, strict=True))
         editor.outputs = outputs
         for number, signature in enumerate(editor.signatures):
-            if signature.subgraphIndex == 0 and any(e.tensorIndex in moved for e in signature.outputs or ()):
-                for entry in editor.edit(editor.signatures, number).outputs:
-                    entry.tensorIndex = moved.get(entry.tensorIndex, entry.tensorIndex)
+            if signature.subgraphIndex == 0:
+                self._sign(editor.edit(editor.signatures, number), places, outputs)
+
+    def _sign(self, signature: Any, places: Mapping[str, int], outputs: Sequence[int]) -> None:
+        """Let a signature speak of the outputs that there are."""
+        kept = []
+        for entry in signature.outputs or ():
+            place = places.get(self._file.tensor_names[entry.tensorIndex])
+            if place is not None:
+                entry.tensorIndex = place
+                kept.append(entry)
+        present = {entry.tensorIndex for entry in kept}
+        for name, index in zip(self._wanted.outputs, outputs, strict=True):
+            if index not in present:
+                kept.append(schema().TensorMapT(name=name.encode(), tensorIndex=index))
+        signature.outputs = kept
 
     def _checked(self) -> bytes:
         from onnxfix.frameworks.tflite import lower_file

@@ -226,6 +226,9 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        elif node.op_type == "Cast" and node.input[0] in found and found[node.input[0]].size <= SETTING:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(node.attribute[0].i)
+            found[node.output[0]] = found[node.input[0]].astype(kind)
     return found
 
 

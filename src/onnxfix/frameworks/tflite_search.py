@@ -7,7 +7,7 @@ comes out compared with what is wanted; the edit that comes nearest is kept, unt
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from onnxfix.frameworks.flatbuffer import schema
 from onnxfix.frameworks.tflite_forms import SETTING, Distance, Form, Workbench, operands
 
 _STEPS = 8
+_FLAGS = 3
+_LEVEL = 6
 _NUMBERS = 24  # numbers in the wanted graph beyond this are weights, not settings
 
 _FAMILIES = (
@@ -73,20 +75,27 @@ def found(
 
     best, distance = form, far(form)
     values = [value.name for value in wanted.graph.input]
+    level: list[Form] = []
     for _ in range(_STEPS):
         if not distance:
             return best
         nearer = None
+        level = []
         for candidate in candidates(best, wanted, values):
             reached = far(candidate)
-            if reached < distance:
+            if reached == distance:
+                level.append(candidate)
+            elif reached < distance:
                 nearer, distance = candidate, reached
+                level = []
             if not distance:
                 return candidate
         if nearer is None:
             break
         best = nearer
-    return best if not distance or _means(workbench.lowered(best, outputs, position), wanted) else None
+    # Some spellings differ though they mean the same, such as a setting that another one makes void.
+    near = (best, *_without_bias(best), *level[:_LEVEL])
+    return next((f for f in near if _means(workbench.lowered(f, outputs, position), wanted)), None)
 
 
 def _means(lowered: onnx.ModelProto | None, wanted: onnx.ModelProto) -> bool:
@@ -122,12 +131,11 @@ def _rewired(form: Form, values: Sequence[str]) -> Iterator[Form]:
 
 
 def _with_bias(form: Form, known: Sequence[np.ndarray]) -> Iterator[Form]:
-    """A layer without its bias, or with one."""
+    """A layer that has no bias with one."""
     if form.kind not in _BIASED:
         return
     slot = 3 if form.kind == "TRANSPOSE_CONV" else 2
     if len(form.inputs) > slot and form.inputs[slot]:
-        yield form.with_inputs(form.inputs[:slot])
         return
     weight = form.constants.get(form.inputs[1])
     if weight is None:
@@ -136,6 +144,13 @@ def _with_bias(form: Form, known: Sequence[np.ndarray]) -> Iterator[Form]:
     for value in known:
         if value.ndim == 1 and value.dtype == weight.dtype and value.dtype.kind == "f":
             yield form.with_constant(name, value).with_inputs((*form.inputs[:slot], name))
+
+
+def _without_bias(form: Form) -> Iterator[Form]:
+    """A layer whose bias is zero: LiteRT's kernels want one."""
+    bias = form.inputs[-1] if form.inputs else ""
+    if form.kind in _BIASED and bias in form.constants and form.constants[bias].ndim == 1:
+        yield form.with_constant(bias, np.zeros_like(form.constants[bias]))
 
 
 def _with_constants(form: Form, known: Sequence[np.ndarray], integers: Sequence[int]) -> Iterator[Form]:
@@ -180,6 +195,13 @@ def _with_options(form: Form, integers: Sequence[int], floats: Sequence[float]) 
         for value in values:
             if value != present:
                 yield form.with_option(name, value)
+    flags = [name for name, present in vars(form.options).items() if isinstance(present, bool)]
+    if 1 < len(flags) <= _FLAGS:  # some go only together, such as the two of a resize
+        for chosen in product((False, True), repeat=len(flags)):
+            flipped = form
+            for name, value in zip(flags, chosen, strict=True):
+                flipped = flipped.with_option(name, value)
+            yield flipped
 
 
 def _exchanged(form: Form) -> Iterator[Form]:
