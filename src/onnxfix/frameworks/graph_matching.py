@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -20,6 +21,13 @@ class GraphIndex:
         self.inputs = {info.name for info in proto.graph.input}
         self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._arrays: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def weights(self) -> frozenset[str]:
+        """Initializers of several floats."""
+        return frozenset(
+            name for name, t in self._tensors.items() if t.data_type == onnx.TensorProto.FLOAT and np.prod(t.dims) > 1
+        )
 
     def has(self, value: str) -> bool:
         """Whether there is such a value."""

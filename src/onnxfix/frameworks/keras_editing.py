@@ -8,16 +8,19 @@ the configuration by which it computes that, if there is one. What is left is bu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxfix.errors import CanonicalizationError, ExportError
+from onnxfix.errors import ExportError
 from onnxfix.frameworks.graph_matching import GraphIndex, Match, found_at
-from onnxfix.frameworks.keras_fitting import Fitted, cut, fitted, piece_of
+from onnxfix.frameworks.keras_building import free_name
+from onnxfix.frameworks.keras_fitting import Fitted, fitted, piece_of
 from onnxfix.frameworks.keras_graph import Frame, calls_of
+from onnxfix.frameworks.keras_pieces import built_of
+from onnxfix.frameworks.keras_recoding import recoded
 from onnxfix.frameworks.keras_remodelling import remodelled
 
 if TYPE_CHECKING:
@@ -174,7 +177,7 @@ class Rebuilding:
             named = [(self.lowered(s), self.expected(s)) for s in node.outputs]
             ends = [(old, new) for old, new in named if old is not None and new is not None]
             whole = bool(ends) and all(self._edit.new.has(new) for _, new in ends)
-            self._plans[id(node)] = self._found(node, ends) if whole else None
+            self._plans[id(node)] = (self._found(node, ends) or self._reweighted(node, ends)) if whole else None
         return self._plans[id(node)]
 
     def _found(self, node: Any, ends: Iterable[tuple[str, str]]) -> Match | None:
@@ -182,6 +185,26 @@ class Rebuilding:
         if stops is None:
             return None
         return found_at(self._edit.old, self._edit.new, ends, stops, self._edit.variables)
+
+    def _reweighted(self, node: Any, ends: Sequence[tuple[str, str]]) -> Match | None:
+        """A call of a layer whose weights the lowered graph holds in another order, which get the ones that it has."""
+        edit, stops = self._edit, self._begins(node)
+        known = {id(variable) for variable in edit.variables.values()}
+        weights = getattr(node.operation, "weights", [])
+        if stops is None or self._is_shared(node.operation) or all(id(variable) in known for variable in weights):
+            return None
+        match = found_at(edit.old, edit.new, ends, stops, edit.old.weights)
+        if match is None:
+            return None
+        moved = {name: value for name, value in match.parameters.items() if name not in edit.variables}
+        found = recoded(node, edit.old, [old for old, _ in ends], stops, moved)
+        if found is None:
+            return None
+        own = {id(edit.variables[name]) for name in match.parameters.keys() & edit.variables.keys()}
+        for variable, value in zip(weights, found, strict=True):
+            if id(variable) not in own:
+                variable.assign(value)
+        return Match(match.inputs, {name: value for name, value in match.parameters.items() if name in edit.variables})
 
     def _begins(self, node: Any) -> set[str] | None:
         """The lowered values that a call's piece begins with: its operands, or theirs where these have no value."""
@@ -224,8 +247,6 @@ class Rebuilding:
         assigned = self._edit.assigned
         if all(_same(assigned.setdefault(name, value), value) for name, value in parameters.items()):
             return operation
-        from onnxfix.frameworks.keras_building import free_name
-
         config = {**operation.get_config(), "name": free_name(operation.name, self._edit.taken)}
         twin = type(operation).from_config(config)
         twin.build_from_config(operation.get_build_config())
@@ -247,7 +268,7 @@ class Rebuilding:
         if stray is not None:
             raise EscapeError(f"{name} depends on {stray}, which it is not given")
         self._values.update({value: make() for value, make in moved.items() if value in begins})
-        if node is not None and not moved and len(node.operation._inbound_nodes) == 1:
+        if node is not None and not moved and not self._is_shared(node.operation):
             self._edit.taken.discard(node.operation.name)
         if node is not None and not moved and hasattr(node.operation, "get_config"):
             end = self._refitted(node, name, nodes, begins)
@@ -274,17 +295,29 @@ class Rebuilding:
         """Let a layer with another configuration make the value, or one before it; say which."""
         if len(node.outputs) != 1 or not begins or not hasattr(node.operation, "weights"):
             return None
-        tensors = {value: self.value(value) for value in begins}
+        tensors = {value: self._operand(value, node) for value in begins}
         inputs = {value: (tuple(t.shape), t.dtype) for value, t in tensors.items()}
         order = [self.expected(symbol) for symbol in node.input_tensors]
         ordered = sorted(begins, key=lambda v: order.index(v) if v in order else len(order))
         piece = piece_of(self._edit.new, name, nodes, {value: inputs[value] for value in ordered})
         weights = self._wanted(node.operation)
         found = fitted(node, weights, piece, whole=True) or fitted(node, weights, piece, whole=False)
+        if found is not None and self._is_shared(node.operation):
+            own = {**found.layer.get_config(), "name": free_name(node.operation.name, self._edit.taken)}
+            found = replace(found, layer=type(found.layer).from_config(own))
         if found is None:
             return None
         self._values[found.value] = self._placed(found, node, tensors, weights)
         return found.value
+
+    def _is_shared(self, operation: Any) -> bool:
+        return sum(node.operation is operation for node in self._calls) > 1
+
+    def _operand(self, value: str, node: Any) -> Any:
+        """A value as a call took it: what passes it on untouched, such as a Dropout, stays between."""
+        symbols = [] if node is None else node.input_tensors
+        symbol = next((own for own in symbols if self.expected(own) == value), None)
+        return self.value(value) if symbol is None else self.keep(symbol)
 
     def _placed(
         self, found: Fitted, node: Any, tensors: Mapping[str, Any], weights: Sequence[np.ndarray]
@@ -351,17 +384,9 @@ class Rebuilding:
 
     def _built(self, name: str, nodes: Sequence[onnx.NodeProto], begins: Sequence[str], node: Any) -> Any:
         """A value op by op from the values that it depends on."""
-        from onnxfix.canonical.legalization import legalize
-        from onnxfix.frameworks.keras_building import build_on
-
-        tensors = {value: self.value(value) for value in begins}
-        infos = [_info(value, tensor) for value, tensor in tensors.items()]
-        named = [_called_after(n, None if node is None else node.operation.name) for n in nodes]
-        try:
-            legal = legalize(cut(self._edit.new, named, infos, [name]), "keras")
-            return build_on(legal, tensors, self._edit.taken)[name]
-        except CanonicalizationError as error:
-            raise ExportError(str(error)) from error
+        tensors = {value: self._operand(value, node) for value in begins}
+        layer = None if node is None else node.operation.name
+        return built_of(self._edit.new, name, nodes, tensors, layer, self._edit.taken)
 
 
 def _called(operation: Any, node: Any, given: Mapping[int, Any]) -> list[Any]:
@@ -377,24 +402,3 @@ def _index(symbols: Sequence[Any], symbol: Any) -> int:
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one is other or np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-
-
-def _info(name: str, tensor: Any) -> onnx.ValueInfoProto:
-    shape = [("batch" if axis == 0 else f"{name}_{axis}") if n is None else n for axis, n in enumerate(tensor.shape)]
-    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)
-
-
-def _called_after(node: onnx.NodeProto, layer: str | None) -> onnx.NodeProto:
-    """A node that is named after the layer that it replaces."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    if layer is not None:
-        copy.name = layer if node.op_type in _WEIGHTED else f"{layer}_{node.op_type}"
-    return copy
-
-
-# What becomes a layer with weights.
-_WEIGHTED = frozenset({
-    "Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "BatchNormalization", "LayerNormalization",
-    "GroupNormalization", "InstanceNormalization", "RMSNormalization",
-})

@@ -46,8 +46,8 @@ class Fitted:
     """A layer that computes a value of a piece.
 
     Attributes:
-        layer: The layer, built, with its weights.
-        before: A layer that pads what it takes; None where nothing is padded.
+        layer: The layer, not built yet.
+        before: A layer that pads what it takes, not built yet; None where nothing is padded.
         inputs: The piece's inputs in the order of the layer's symbolic arguments.
         value: What it computes: the piece's last value, or one before it.
     """
@@ -129,8 +129,13 @@ def fitted(node: Any, weights: Sequence[np.ndarray], piece: Piece, *, whole: boo
         for order in _orders(piece.inputs, len(symbols)):
             value = _computed(own, front, weights, node, order, trials, whole)
             if value is not None:
-                return Fitted(own, front, order, value)
+                return Fitted(_unbuilt(own), None if front is None else _unbuilt(front), order, value)
     return None
+
+
+def _unbuilt(layer: Any) -> Any:
+    """The same layer before it saw any tensor: files say what a layer was built for."""
+    return type(layer).from_config(layer.get_config())
 
 
 class _Trial:

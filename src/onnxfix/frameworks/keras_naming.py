@@ -48,16 +48,22 @@ def lowered_names(model: Model, copy: Any) -> tuple[Frame, dict[int, str]]:
     if frame is None or numbers is None:
         raise ExportError("the model does not run by its graph")
     values = _values(model.proto, feeds)
-    found = {id(symbol): spec.name for symbol, spec in zip(frame.graph.inputs, model.inputs, strict=True)}
+    given = {
+        frame.tensors[id(symbol)].name: spec.name for symbol, spec in zip(frame.graph.inputs, model.inputs, strict=True)
+    }
+    found: dict[int, str] = {}
     similar: dict[str, list[str]] = {}
     for value in values:
-        for name in _like(value):
+        for name in (*_like(value), value.partition("/")[0]):
             similar.setdefault(name, []).append(value)
     arrays = _tensors(numbers)
     for symbol, tensor in _tensors(frame).items():
+        if tensor.name in given:
+            found[symbol] = given[tensor.name]
         if symbol in found or symbol not in arrays:
             continue
-        names = [tensor.name, *similar.get(strip_counter(tensor.name), ())]
+        scope = tensor.name.partition("/")[0]
+        names = [tensor.name, *similar.get(strip_counter(tensor.name), ()), *reversed(similar.get(scope, ()))]
         same = (name for name in names if name in values and _alike(values[name], np.asarray(arrays[symbol])))
         found.update((symbol, name) for name in itertools.islice(same, 1))
     return frame, found

@@ -33,6 +33,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "activation": _ACTIVATIONS,
     "recurrent_activation": ("sigmoid", "hard_sigmoid", "tanh", "relu", "linear"),
 }
+# Relative: what a setting loses that was recomputed from float32 weights.
+_ROUNDED = 1e-6
 # Settings that faults change together.
 _WINDOW = ("strides", "dilation_rate", "padding", "pool_size", "size")
 
@@ -55,7 +57,7 @@ class Facts:
                 if attribute.ints:
                     lists.update(dict.fromkeys(_parts(attribute.ints)))
                 if attribute.type == onnx.AttributeProto.FLOAT:
-                    numbers[_decimal(attribute.f)] = None
+                    numbers.update(dict.fromkeys(_decimals(attribute.f)))
                 if attribute.type == onnx.AttributeProto.INT:
                     lists[(int(attribute.i),)] = None
         for array in constants:
@@ -63,8 +65,9 @@ class Facts:
             if array.dtype.kind in "iu" and 0 < flat.size <= 2 * rank:
                 lists.update(dict.fromkeys(_parts(flat.tolist())))
             elif array.dtype.kind == "f" and flat.size == 1:
-                value = _decimal(flat[0])
-                numbers.update(dict.fromkeys((value, -value, _decimal(1 / flat[0]) if flat[0] else value)))
+                value = float(flat[0])
+                for number in (value, -value, *([1 / value] if value else [])):
+                    numbers.update(dict.fromkeys(_decimals(number)))
         return cls(tuple(lists), tuple(n for n in numbers if np.isfinite(n)), rank)
 
 
@@ -79,9 +82,12 @@ def _parts(values: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield whole[2:]
 
 
-def _decimal(value: Any) -> float:
-    """The shortest decimal number that is this float32, which is how settings are written down."""
-    return float(str(np.float32(value)))
+def _decimals(value: float) -> Iterator[float]:
+    """A float32 as settings are written down: in a few digits where that is as good, and in as many as it takes."""
+    few, whole = float(f"{value:.4g}"), float(str(np.float32(value)))
+    if abs(few - whole) <= _ROUNDED * abs(whole):
+        yield few
+    yield whole
 
 
 def proposals(config: Mapping[str, Any], facts: Facts, sizes: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:

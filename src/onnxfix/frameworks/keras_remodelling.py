@@ -66,7 +66,8 @@ def _chain(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any] | None:
     while tensor is not inputs[0]:
         operation, place, _ = tensor._keras_history
         node = operation._inbound_nodes[place]
-        if not isinstance(operation, keras.Layer) or len(node.arguments._flat_arguments) != 1 or operation in layers:
+        given = [value for value in node.arguments._flat_arguments if value is not None]  # a mask may be None
+        if not isinstance(operation, keras.Layer) or len(given) != 1 or operation in layers:
             return None
         layers.insert(0, operation)
         (tensor,) = node.input_tensors

@@ -75,12 +75,21 @@ class _Stored:
             path = Path(folder) / "model.keras"
             model.save(path)
             with zipfile.ZipFile(path) as archive:
-                self.config: Any = json.loads(archive.read(_CONFIG))
+                self.config = _lasting(json.loads(archive.read(_CONFIG)))
                 self.weights = archive.read(_WEIGHTS)
         with h5py.File(io.BytesIO(self.weights), "r") as file:
             file.visititems(
                 lambda name, item: self.arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
             )
+
+
+def _lasting(config: Any) -> Any:
+    """A configuration without what differs each time that it is written."""
+    if isinstance(config, list):
+        return [_lasting(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: _lasting(value) for key, value in config.items() if key != "shared_object_id"}
 
 
 def _with_arrays(content: bytes, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> bytes | None:
