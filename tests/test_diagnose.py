@@ -443,18 +443,40 @@ def test_of_settings_that_differ_only_the_one_that_matters_is_named():
     assert [(fault.kind, fault.parameter) for fault in diagnosis.faults] == [("hyperparameters", "nearest_mode")]
 
 
-ROUNDED = """net (float[N] x) => (float[N] y) { p = Mul(x, a) q = Mul(p, b) i = QuantizeLinear(q, s, z)
+ROUNDED = """net (float[N, 1, 10, 20] x) => (float[N, 1, 10, 20] y) { p = Conv(x, a) q = Mul(p, b) i = QuantizeLinear(q, s, z)
     y = DequantizeLinear(i, s, z) }"""
 
 
 def test_a_normal_form_is_trusted_where_only_rounding_tells_it_from_the_model():
     """Folding two factors moves values by float noise, which a quantizer turns into whole steps."""
-    edges = {"x": ((np.arange(-100, 100) + 0.5) / 0.77).astype(np.float32)}
+    edges = {"x": ((np.arange(-100, 100) + 0.5) / 0.77).astype(np.float32).reshape(1, 1, 10, 20)}
     right, wrong = (
-        onnxfix.load(parse(text, a=np.float32(1.1), b=np.float32(0.7), s=np.float32(1), z=np.int8(0)))
+        onnxfix.load(parse(text, a=np.float32([[[[1.1]]]]), b=np.float32(0.7), s=np.float32(1), z=np.int8(0)))
         for text in (ROUNDED, ROUNDED.replace("Mul(p, b)", "Add(p, b)"))
     )
     assert sound(right, edges, "target") == (right, "")
     mistaken = replace(right)
     mistaken.__dict__["normal_form"] = wrong.normal_form
     assert "not faithful" in sound(mistaken, edges, "target")[1]
+
+
+NORMED = """net (float[N, 6] x) => (float[N, 8] y) { h = MatMul(x, w) a = Add(h, b) m = Mul(a, g) n = Add(m, s)
+    y = Relu(n) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "guilty", "parameter", "says"),
+    [(NORMED.replace("a = Add(h, b) m = Mul(a, g)", "m = Mul(h, g)"), {}, "MatMul", "bias", "folded without"),
+     (NORMED, {"b": 1.25}, "Add", "b", "scaled by 1.25")],
+)  # fmt: skip
+def test_a_wrong_bias_before_a_norm_is_named_and_no_constant_that_could_make_up_for_it(
+    text, changed, guilty, parameter, says
+):
+    constants = {"w": normal(6, 8), "b": normal(8), "g": 1 + normal(8, seed=1) ** 2, "s": 4 + normal(8, seed=2)}
+    spoiled = {name: content * changed.get(name, 1) for name, content in constants.items() if f" {name})" in text}
+    fix = onnxfix.repair(parse(NORMED, **constants), parse(text, **spoiled), normal(40, 6, seed=3))
+    [fault] = fix.diagnosis.faults
+    assert fix.success
+    assert fault.parameter == parameter and says in fault.message
+    ops = {n.name: n.op_type for n in fix.target.proto.graph.node}
+    assert {ops[n] for n in fault.target_nodes if n in ops} == {guilty}

@@ -10,6 +10,7 @@ import numpy as np
 from onnxfix.canonical.origins import Origin, evaluate, invert, parameters_of
 from onnxfix.diagnose.differences import close
 from onnxfix.diagnose.storage import slack, widened, widenings
+from onnxfix.diagnose.weights import explain
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 
@@ -116,14 +117,18 @@ def _explained(source: Model, state: _State, wrong: tuple[WrongConstant, ...]) -
 
 def _first(state: _State, wrong: tuple[WrongConstant, ...], names: Iterable[str]) -> Attribution | None:
     solved = [s for s in (_solve(state, wrong, name) for name in names) if s is not None]
-    return min(solved, key=_implausibility, default=None)
+    return solved[0] if len(solved) == 1 else min(solved, key=_implausibility, default=None)
 
 
-def _implausibility(made: Attribution) -> tuple[bool, float]:
-    """A parameter that was zeroed explains more than one that would have to change a lot."""
+def _implausibility(made: Attribution) -> tuple[bool, bool, float]:
+    """A parameter that was zeroed explains more than others, then one that was scaled, permuted or rounded as a whole.
+
+    Of those whose change says nothing, the one that changes least.
+    """
     scale = float(np.linalg.norm(made.previous.astype(np.float64)))
     change = float(np.linalg.norm(made.value.astype(np.float64) - made.previous))
-    return scale > 0, change / scale if scale > 0 else 0.0
+    told = made.value.size > 1 and not explain(made.value, made.previous)[1].startswith("differs")
+    return scale > 0, not told, change / scale if scale > 0 else 0.0
 
 
 def _solve(state: _State, wrong: tuple[WrongConstant, ...], name: str) -> Attribution | None:

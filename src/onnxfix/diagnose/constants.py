@@ -16,7 +16,7 @@ from onnxfix.diagnose.differences import SETTINGS, Difference
 from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import FaultKind
 from onnxfix.diagnose.finding import Finding
-from onnxfix.diagnose.folding import is_under_root, misfolded, wrong_epsilon
+from onnxfix.diagnose.folding import LEFT_OUT, is_under_root, misfolded, wrong_epsilon
 from onnxfix.diagnose.naming import WIDENS, counterpart, label, node_names, others_behind
 from onnxfix.diagnose.quantized.schemes import misscaled
 from onnxfix.diagnose.weights import explain, has_name
@@ -153,7 +153,11 @@ def _weight(
     folding = misfolded(source, origin, constant.actual)
     if folding:
         kind, how = FaultKind.WEIGHTS, folding
-    names = node_names(target, finding.region.target_nodes, readers_of=_parameters_behind(target, constant, parameter))
+    behind = _parameters_behind(target, constant, parameter)
+    if folding.startswith(LEFT_OUT) and attribution is not None and np.any(attribution.previous):
+        # What was left out has no place in the target: another parameter can make up for it, but is not wrong.
+        parameter, expected, actual, behind = None, constant.expected, constant.actual, ()
+    names = node_names(target, finding.region.target_nodes, readers_of=behind)
     if attribution is not None and attribution.innocent:
         pair, moving = (finding.region.target_nodes[0], finding.region.source_nodes[0]), kind == FaultKind.TENSOR_LAYOUT
         names = others_behind(target, source, pair, attribution.parameter, moving=moving) or names

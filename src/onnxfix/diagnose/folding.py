@@ -15,6 +15,7 @@ from onnxfix.diagnose.differences import close
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 
+LEFT_OUT = "was folded without"
 # Defaults of the frameworks' normalisation layers.
 EPSILONS = (1e-3, 1e-5, 1e-6, 1e-7, 1e-4, 1e-2, 1e-8, 1e-12, 0.0, 2e-5)
 
@@ -31,7 +32,7 @@ def misfolded(source: Model, origin: Origin | None, actual: np.ndarray | None) -
         if content.dtype.kind != "f" or not np.any(content):
             continue
         if _gives(origin, {**values, name: np.zeros_like(content)}, actual):
-            return f"was folded without the source's {source.parameters.get(name, name)}"
+            return f"{LEFT_OUT} the source's {source.parameters.get(name, name)}"
     for current, epsilon, other in _other_epsilons(origin):
         if _gives(other, values, actual):
             return f"was folded with epsilon {epsilon:g} instead of {current:g}"

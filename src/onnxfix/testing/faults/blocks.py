@@ -214,7 +214,7 @@ class RemoveBlock(FaultOperator):
     def apply(self, graph: Graph, candidate: Candidate, rng: np.random.Generator) -> tuple[Site, ...]:
         last, first = (graph.nodes[name] for name in candidate)
         value = first.input[0]
-        names = (*graph.computed_by(value), *graph.read_by(last.output[0]))
+        names = (*graph.computed_by(value), *graph.read_by(value), *graph.read_by(last.output[0]))
         readers = graph.consumers(last.output[0])
         if not readers or last.output[0] in graph.outputs or len(last.output) > 1:
             raise Unfit(f"{last.name} computes a graph output")
