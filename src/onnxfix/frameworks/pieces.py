@@ -6,15 +6,20 @@ its value in another way, or reads another value, which is made by nodes that ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
 
 from onnxfix import mapped
 from onnxfix.align.graph import captured, renamed
+from onnxfix.runtime.session import Session
 from onnxfix.surgeon.patch import ChangeBoundary, Patch
+
+Key = TypeVar("Key", bound=Hashable)
+_SAME = 1e-5  # relative to the largest number of a tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def edits(
         samples: Values of the patched graph, from which the pieces' inputs take type and rank.
     """
     before, after = _Graph(old, parameters), _Graph(new, parameters)
-    stops = {value for value in native if value in after.makers or value in after.inputs}
+    # What depends on no input goes with whoever reads it: converters want weights to be constants.
+    stops = {value for value in native if value in after.dependent}
     pieces: dict[str, Piece] = {}
     replaced: dict[str, str] = {}
     rewired: list[tuple[str, str, str]] = []
@@ -80,6 +86,46 @@ def edits(
     for value in (info.name for info in new.graph.output if info.name not in stops):
         pieces.setdefault(value, _piece(after, value, stops, samples))
     return Edits(tuple(pieces.values()), replaced, tuple(rewired))
+
+
+def observed(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs, and every tensor that a graph computes, in graph order."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    names = [o for node in proto.graph.node for o in node.output if o and node.op_type != "Constant"]
+    known = {output.name for output in proto.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    values = Session(copy).run(feeds, names)
+    arrays = {name: values[name] for name in names if isinstance(values[name], np.ndarray)}
+    return {**{name: np.asarray(value) for name, value in feeds.items()}, **arrays}
+
+
+def matched(lowered: Mapping[str, np.ndarray], native: Mapping[Key, np.ndarray]) -> dict[str, Key]:
+    """Lowered value -> the native one that is the same, told by name where names agree, and by content.
+
+    Args:
+        lowered: Values of the lowered graph, in its order.
+        native: The native model's values on the same inputs, in its order.
+    """
+    by_name = {str(key): key for key in native}
+    found: dict[str, Key] = {}
+    taken: set[Key] = set()
+    for name, array in lowered.items():
+        same = by_name.get(name)
+        if same is None or not _equal(array, native[same]):
+            same = next((key for key, value in native.items() if key not in taken and _equal(array, value)), None)
+        if same is not None:
+            found[name] = same
+            taken.add(same)
+    return found
+
+
+def _equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    if ours.dtype.kind != "f":
+        return bool(np.array_equal(ours, theirs))
+    return bool(np.allclose(ours, theirs, rtol=0, atol=_SAME * float(np.max(np.abs(ours), initial=0.0))))
 
 
 def renamed_as(old: onnx.ModelProto, patches: Iterable[Patch]) -> tuple[onnx.ModelProto, dict[str, str]]:
@@ -105,6 +151,10 @@ class _Graph:
         self.inputs = {info.name for info in proto.graph.input}
         self.tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._parameters = parameters
+        self.dependent = set(self.inputs)
+        for node in proto.graph.node:
+            if self.dependent.intersection((*node.input, *captured(node))):
+                self.dependent.update(o for o in node.output if o)
 
     def behind(self, value: str, stops: Collection[str]) -> list[onnx.NodeProto]:
         """The nodes that make a value out of native ones, in graph order."""
@@ -119,9 +169,9 @@ class _Graph:
             queue += [v for v in (*maker.input, *captured(maker)) if v]
         return [node for node in self.proto.graph.node if node.output and node.output[0] in found]
 
-    def told(self, nodes: Iterable[onnx.NodeProto]) -> list[tuple[bytes, list[bytes]]]:
+    def told(self, nodes: Iterable[onnx.NodeProto]) -> list[tuple[object, ...]]:
         """All that makes a piece what it is."""
-        return [(node.SerializeToString(deterministic=True), self.constants(node)) for node in nodes]
+        return [(_settings(node), tuple(_trimmed(node)), *self.constants(node)) for node in sorted(nodes, key=_first)]
 
     def constants(self, node: onnx.NodeProto) -> list[bytes]:
         """The constants that a node reads and that are not parameters of the native model."""
@@ -141,11 +191,11 @@ def _exchanged(
     new = {o for name, node in now.items() if name not in was for o in node.output}
     for name, node in was.items():
         other = now[name]
-        if len(node.input) != len(other.input) or _settings(node) != _settings(other):
+        if len(_trimmed(node)) != len(_trimmed(other)) or _settings(node) != _settings(other):
             return None
         if before.constants(node) != after.constants(other):
             return None
-        changed = [(a, b) for a, b in zip(node.input, other.input, strict=True) if a != b]
+        changed = [(a, b) for a, b in zip(_trimmed(node), _trimmed(other), strict=True) if a != b]
         if any(not a or not b or a in before.tensors for a, b in changed):
             return None
         pairs.update(dict.fromkeys(changed))
@@ -154,11 +204,21 @@ def _exchanged(
     return None if inner or any(a in made for a, _ in pairs) else list(pairs)
 
 
-def _settings(node: onnx.NodeProto) -> bytes:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    del copy.input[:]
-    return bytes(copy.SerializeToString(deterministic=True))
+def _first(node: onnx.NodeProto) -> str:
+    return str(node.output[0])
+
+
+def _trimmed(node: onnx.NodeProto) -> list[str]:
+    """A node's operands without the empty ones at the end."""
+    operands = list(node.input)
+    while operands and not operands[-1]:
+        operands.pop()
+    return operands
+
+
+def _settings(node: onnx.NodeProto) -> tuple[object, ...]:
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return node.domain, node.op_type, tuple(node.output), tuple(attributes)
 
 
 def _piece(graph: _Graph, value: str, stops: Collection[str], samples: Mapping[str, np.ndarray]) -> Piece:

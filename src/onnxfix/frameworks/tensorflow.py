@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from onnxfix.frameworks import Feeds, Framework, Lowered
 from onnxfix.frameworks.lowering_tf2onnx import first_line, operator_of, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims, sniff
-from onnxfix.frameworks.writing import only_parameters
+from onnxfix.frameworks.writing import sorted_patches
 
 if TYPE_CHECKING:
     from onnxfix.frameworks.tf_function import FlatGraph
@@ -33,12 +33,18 @@ class TensorFlowModel:
         graph: The same function without calls and captures.
         root: What keeps its variables alive (the loaded SavedModel), or None.
         graph_def: The frozen graph as the file holds it, or None for a function.
+        values: New values of parameters, by name, that an edit gave it.
+        nodes: Operators of :attr:`graph` that an edit set up in another way, by name.
+        rebuilt: An edit gave it other operators.
     """
 
     function: Any
     graph: FlatGraph
     root: Any = None
     graph_def: Any = None
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+    rebuilt: bool = False
 
 
 class TensorFlowAdapter:
@@ -106,33 +112,46 @@ class TensorFlowAdapter:
         return {**found, **final}
 
     def with_parameters(self, model: Model, parameters: Mapping[str, np.ndarray]) -> TensorFlowModel:
-        """A frozen graph with the named constants replaced.
+        """A copy with the named constants and variables replaced.
 
         Raises:
-            ExportError: the model is no frozen graph; functions and SavedModels cannot be written back yet.
+            ExportError: there is none of that name, or the value does not fit it.
         """
-        from onnxfix.frameworks import tf_sources
+        from onnxfix.frameworks.tf_editing import edited
 
-        if model.native.graph_def is None:
-            raise ExportError(
-                "A TensorFlow SavedModel or function cannot be written back yet: the repaired ONNX is available, save "
-                "it as .onnx."
-            )
-        with quiet():
-            return tf_sources.from_graph_def(_replaced(model, parameters))
+        made: TensorFlowModel = edited(model, (), parameters, ())
+        return made
 
     def edited(self, model: Model, patches: Sequence[Patch]) -> TensorFlowModel:
         """A copy of the graph with the patches in it."""
-        return self.with_parameters(model, only_parameters(model, patches, "only constants can be replaced"))
+        from onnxfix.frameworks.tf_editing import edited
+
+        made: TensorFlowModel = edited(model, patches, *sorted_patches(model, patches))
+        return made
 
     def write(self, model: Model, native: TensorFlowModel, path: Path) -> None:
-        """Write a frozen ``.pb``."""
-        if path.suffix.lower() != ".pb" or native.graph_def is None:
-            raise ExportError(
-                f"A TensorFlow SavedModel or function cannot be written back yet as {path.name}: the repaired ONNX is "
-                "available, save it as .onnx."
-            )
-        path.write_bytes(native.graph_def.SerializeToString())
+        """Write a frozen ``.pb`` or a SavedModel directory.
+
+        A SavedModel that was read from a directory keeps its signatures, variables and assets; what was edited is
+        exchanged in a copy of the directory.
+
+        Raises:
+            ExportError: the suffix is another, or the edits have no place in the SavedModel's functions.
+        """
+        from onnxfix.frameworks.tf_saving import save_function, save_like
+
+        suffix = path.suffix.lower()
+        if suffix == ".pb":
+            graph = native.graph.graph_def if native.graph_def is None else native.graph_def
+            path.write_bytes(graph.SerializeToString())
+        elif suffix:
+            raise ExportError(f"A TensorFlow model is saved as a directory, .pb or .onnx, not as {suffix}.")
+        elif model.path is not None and model.path.is_dir():
+            with quiet():
+                save_like(model, native, path)
+        else:
+            with quiet():
+                save_function(model, native, path)
 
     def read(self, path: Path) -> TensorFlowModel:
         """The function of a SavedModel directory or a frozen graph."""
@@ -180,27 +199,6 @@ def _plain_tensors(graph_def: Any) -> list[str]:
         for op in graph.get_operations()
         if op.outputs and op.type not in ("Const", "Placeholder") and op.outputs[0].dtype not in odd
     ]
-
-
-def _replaced(model: Model, parameters: Mapping[str, np.ndarray]) -> Any:
-    import tensorflow as tf
-
-    graph_def = type(model.native.graph_def)()
-    graph_def.CopyFrom(model.native.graph_def)
-    nodes = {node.name: node for node in graph_def.node if node.op == "Const"}
-    for name, value in parameters.items():
-        node = nodes.get(name)
-        if node is None:
-            raise ExportError(f"The frozen graph has no constant {name}: save the repaired model as .onnx instead.")
-        shape = tuple(d.size for d in node.attr["value"].tensor.tensor_shape.dim)
-        dtype = tf.as_dtype(node.attr["dtype"].type).as_numpy_dtype
-        if shape != value.shape or dtype != value.dtype:
-            raise ExportError(
-                f"The constant {name} is {np.dtype(dtype)}{list(shape)} and cannot take {value.dtype}"
-                f"{list(value.shape)}: save the repaired model as .onnx instead."
-            )
-        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
-    return graph_def
 
 
 def _by_input(model: Model, feeds: Feeds) -> list[np.ndarray]:

@@ -10,12 +10,9 @@ import onnx
 
 from onnxfix.errors import ExportError
 from onnxfix.frameworks.export_pytorch import converted
-from onnxfix.frameworks.pieces import edits, renamed_as
+from onnxfix.frameworks.pieces import edits, matched, observed, renamed_as
 from onnxfix.frameworks.torch_call import to_array, to_tensor
-from onnxfix.runtime.session import Session
 from onnxfix.surgeon.patch import Patch
-
-_SAME = 1e-5  # relative to the largest number of a tensor
 
 
 def spliced(
@@ -42,12 +39,12 @@ def spliced(
         ExportError: the module's graph has no place for a patch.
     """
     before, names = renamed_as(old, patches)
-    lowered = _observed(old, feeds)
+    lowered = observed(old, feeds)
     native = _native(module, lowered, leaves)
     inputs = {info.name for info in old.graph.input}
     placeholders = {name: native[name] for name in inputs if name in native}
     native = placeholders | {names.get(value, value): node for value, node in native.items()}
-    change = edits(before, new, native, parameters, _observed(new, feeds))
+    change = edits(before, new, native, parameters, observed(new, feeds))
     graph = module.graph
     made: dict[str, Any] = {}
     for index, piece in enumerate(change.pieces):
@@ -95,37 +92,7 @@ def _native(module: Any, lowered: Mapping[str, np.ndarray], leaves: Sequence[Any
     with torch.no_grad():
         Recorder(module).run(*[to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves],
                              enable_io_processing=False)
-    by_name = {node.name: node for node in values}
-    found: dict[str, Any] = {}
-    taken: set[Any] = set()
-    for name, array in lowered.items():
-        same = by_name.get(name)
-        if same is None or not _equal(array, values[same]):
-            same = next((n for n, v in values.items() if n not in taken and _equal(array, v)), None)
-        if same is not None:
-            found[name] = same
-            taken.add(same)
-    return found
-
-
-def _equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return False
-    if ours.dtype.kind != "f":
-        return bool(np.array_equal(ours, theirs))
-    return bool(np.allclose(ours, theirs, rtol=0, atol=_SAME * float(np.max(np.abs(ours), initial=0.0))))
-
-
-def _observed(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs, and every tensor that the graph computes, in graph order."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    names = [o for node in proto.graph.node for o in node.output if o and node.op_type != "Constant"]
-    known = {output.name for output in proto.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    values = Session(copy).run(feeds, names)
-    arrays = {name: values[name] for name in names if isinstance(values[name], np.ndarray)}
-    return {**{name: np.asarray(value) for name, value in feeds.items()}, **arrays}
+    return matched(lowered, values)
 
 
 def _free(module: Any, index: int) -> str:
