@@ -33,15 +33,16 @@ MOST_TRIALS = 200
 MOST_EDITS = 3
 LONGEST = 4
 # Families of ops that take the same operands, of which a converter may have chosen the wrong one.
-_FAMILIES = (
+FAMILIES = (
     ("Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"),
     ("Relu", "Elu", "Sigmoid", "Tanh", "Softplus", "Softsign", "HardSwish", "Gelu", "Selu", "LeakyRelu", "Mish", "Erf",
-     "Exp", "Sqrt", "Abs", "Neg", "Sin", "Cos", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "Log"),
+     "Exp", "Sqrt", "Abs", "Neg", "Sin", "Cos", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "Log",
+     "HardSigmoid"),
     ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceL1"),
     ("MaxPool", "AveragePool"), ("GlobalAveragePool", "GlobalMaxPool"), ("ArgMax", "ArgMin"),
     ("Less", "LessOrEqual", "Greater", "GreaterOrEqual"), ("And", "Or", "Xor"),
 )
-_ORDERED = frozenset({"Sub", "Div", "Pow", "MatMul", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Concat"})
+ORDERED = frozenset({"Sub", "Div", "Pow", "MatMul", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Concat"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,14 +224,14 @@ class _Search:
             if name in self._changed or len(node.output) != 1 or node.output[0] not in self._excerpts.variable:
                 continue
             for value, passed in self._earlier(node):
-                yield self._edit(node, _node(node, "Identity", [value]), passed)
-            family = next((f for f in _FAMILIES if node.op_type in f), ())
+                yield self._edit(node, exchanged(node, "Identity", [value]), passed)
+            family = next((f for f in FAMILIES if node.op_type in f), ())
             for other in family:
                 known = other in wanted or other in ("Mul", "Add", "Sub", "Div")
                 if other != node.op_type and known and self._excerpts.takes(other, len(node.input)):
-                    yield self._edit(node, _node(node, other, node.input), (name,))
-            if node.op_type in _ORDERED and len(node.input) == 2:
-                swapped = _node(node, node.op_type, reversed(node.input))
+                    yield self._edit(node, exchanged(node, other, node.input), (name,))
+            if node.op_type in ORDERED and len(node.input) == 2:
+                swapped = exchanged(node, node.op_type, reversed(node.input))
                 yield self._edit(node, swapped, (name,))
 
     def _edit(self, node: onnx.NodeProto, value: onnx.NodeProto, names: tuple[str, ...]) -> Edit:
@@ -264,7 +265,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str:
     return dim.dim_value if dim.HasField("dim_value") else dim.dim_param
 
 
-def _node(node: onnx.NodeProto, op: str, inputs: Iterable[str]) -> onnx.NodeProto:
+def exchanged(node: onnx.NodeProto, op: str, inputs: Iterable[str]) -> onnx.NodeProto:
     """A node in the place of another: its name and result, the attributes that the op knows."""
     made = onnx.NodeProto()
     made.CopyFrom(node)

@@ -88,7 +88,7 @@ def examine(
         probe, together = Probe(alignment.source, alignment.target, []), False
         accumulator, outputs = run()
     comparison = accumulator.result()
-    worst = 0 if together else _chunk_of(comparison.worst, in_chunks(source, target, data))
+    worst = 0 if together else chunk_of(comparison.worst, in_chunks(source, target, data))
     errors, telling = _readings(probe, len(suspects), together, worst)
     tell("judging", 0.0)
 
@@ -117,7 +117,7 @@ def _readings(
     return errors, probe.telling_chunks(loud)
 
 
-def _chunk_of(worst: Sequence[int], chunks: Iterable[Chunk]) -> int:
+def chunk_of(worst: Sequence[int], chunks: Iterable[Chunk]) -> int:
     """The chunk that holds the sample on which the models differ most."""
     ends = (chunk.start + chunk.count for chunk in chunks)
     return next((k for k, end in enumerate(ends) if worst and worst[0] < end), 0)

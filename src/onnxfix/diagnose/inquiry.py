@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from onnxfix.align import Alignment
 from onnxfix.align.graph import GraphView
 from onnxfix.compare import Comparison
+from onnxfix.diagnose.amending import Amendment, amendments
 from onnxfix.diagnose.cause import Cause, reported
 from onnxfix.diagnose.edits import Edit, edits
-from onnxfix.diagnose.examination import Examination, Progress, examine
+from onnxfix.diagnose.examination import Examination, Progress, chunk_of, examine, in_chunks
 from onnxfix.diagnose.fault import Fault, FaultKind
 from onnxfix.diagnose.faults import causes
 from onnxfix.diagnose.finding import Finding
@@ -23,8 +25,11 @@ from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import SetNode
+from onnxfix.surgeon.patch import Patch, SetNode
 
+# Samples on which the target's values are held against the source's, and target ops that make a gap a compound.
+SAMPLES = 4
+COMPOUND = 2
 _CONVERSIONS = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
 
 
@@ -43,7 +48,7 @@ class Inquiry:
 
     examination: Examination
     causes: tuple[Cause, ...]
-    edits: tuple[SetNode, ...]
+    edits: tuple[Patch, ...]
     faults: tuple[Fault, ...]
     before: Comparison
     aligned: float
@@ -63,20 +68,63 @@ def inquire(
     found = causes(first)
     plain = Inquiry(first, found, (), (), first.comparison, first.alignment.fraction)
     doubtful = _doubtful(first, found)
-    made = edits(first.target, first.alignment, first.findings, doubtful) if doubtful else ()
-    if not made:
-        return plain
-    patches = tuple(SetNode(edit.previous, edit.value) for edit in made)
-    proto = apply(first.target.proto, patches)
-    edited = Model(
-        proto, Framework.ONNX, proto, parameters=first.target.parameters, layers=first.target.layers
+    for amended in (_amended, _edited) if doubtful else ():
+        patches, faults = amended(source, first, data, doubtful)
+        if not patches:
+            continue
+        proto = apply(first.target.proto, patches)
+        edited = Model(
+            proto, Framework.ONNX, proto, parameters=first.target.parameters, layers=first.target.layers
+        )
+        second = examine(source, edited, data, rtol=rtol, atol=atol, progress=progress)
+        rest = causes(second)
+        if len(rest) < len(found):
+            return Inquiry(second, rest, patches, faults, first.comparison, first.alignment.fraction)
+    return plain
+
+
+def _amended(
+    source: Model, first: Examination, data: Inputs, doubtful: Sequence[Finding]
+) -> tuple[tuple[Patch, ...], tuple[Fault, ...]]:
+    """Edits that take the target back to the source's values; for compounds only, which no plain finding names."""
+    if not any(_is_compound(finding) for finding in doubtful):
+        return (), ()
+    few = Inputs.of(data, batch_size=SAMPLES)
+    place = chunk_of(first.comparison.worst, in_chunks(first.source, first.target, few))
+    chunk = next(islice(in_chunks(first.source, first.target, few), place, None))
+    made = amendments(first.source, first.target, (chunk.source, chunk.target))
+    return tuple(patch for a in made for patch in a.patches), tuple(_amended_fault(source, first, a) for a in made)
+
+
+def _is_compound(finding: Finding) -> bool:
+    return not finding.region.matched and len(finding.region.target_nodes) >= COMPOUND
+
+
+def _amended_fault(source: Model, first: Examination, made: Amendment) -> Fault:
+    target, proposal = first.target, made.proposal
+    names = tuple(
+        dict.fromkeys((*proposal.names, *(target.layers[n] for n in proposal.names if n in target.layers)))
     )
-    second = examine(source, edited, data, rtol=rtol, atol=atol, progress=progress)
-    rest = causes(second)
-    if len(rest) >= len(found):
-        return plain
-    faults = tuple(_fault(source, target, first.alignment, edit) for edit in made)
-    return Inquiry(second, rest, patches, faults, first.comparison, first.alignment.fraction)
+    provenance = target.normal_form.provenance
+
+    def near(finding: Finding) -> bool:
+        return any(n in provenance.get(t, ()) for t in finding.region.target_nodes for n in proposal.names)
+
+    finding = max(first.findings, key=lambda f: (near(f), f.error.relative))
+    theirs = node_names(source, finding.region.source_nodes)
+    return reported(
+        finding, made.kind, names, theirs, made.message(target, names), parameter=proposal.parameter or None,
+        native_parameter=target.parameters.get(proposal.parameter), expected=proposal.expected, actual=proposal.actual,
+    )  # fmt: skip
+
+
+def _edited(
+    source: Model, first: Examination, data: Inputs, doubtful: Sequence[Finding]
+) -> tuple[tuple[Patch, ...], tuple[Fault, ...]]:
+    """Edits that bring the normal form of a piece closer to the source's."""
+    made = edits(first.target, first.alignment, first.findings, doubtful)
+    patches = tuple(SetNode(edit.previous, edit.value) for edit in made)
+    return patches, tuple(_fault(source, first.target, first.alignment, edit) for edit in made)
 
 
 def _doubtful(examination: Examination, found: Sequence[Cause]) -> tuple[Finding, ...]:
