@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from onnxfix.diagnose.examination import Examination
 from onnxfix.diagnose.fault import FaultKind
 from onnxfix.diagnose.finding import Finding
 from onnxfix.diagnose.naming import counterpart, label, node_names, nodes_of_op
+from onnxfix.model import Model
 
 
 def settings(examination: Examination, finding: Finding) -> Iterator[Cause]:
@@ -24,11 +25,10 @@ def settings(examination: Examination, finding: Finding) -> Iterator[Cause]:
         elif difference.attribute or difference.slot in SETTINGS.get(node.op_type, ()):
             name = difference.attribute or SETTING_NAMES.get((node.op_type, difference.slot), "operand")
             parameter = name if difference.attribute else _lowered_setting(examination, finding, difference) or name
-            if parameter in examination.target.normal_form.parameters:  # a clip may be spelled Min and Max
-                names = node_names(examination.target, [node.name], readers_of=(parameter,))
-            else:
-                expected = (difference.attribute, difference.expected)
-                names = nodes_of_op(examination.target, node.name, node.op_type, unless=expected)
+            expected = (difference.attribute, difference.expected)
+            names = nodes_of_op(examination.target, node.name, node.op_type, unless=expected)
+            if not _is_spelled_out(examination.target, names, node.op_type):
+                names = node_names(examination.target, [node.name], readers_of=(parameter,)) or names
             moves = (node.op_type, difference.attribute) == ("Transpose", "perm")
             here = label(examination.target, names)
             message = f"{name} of {here} is {short(difference.actual)} instead of {short(difference.expected)}."
@@ -44,6 +44,12 @@ def settings(examination: Examination, finding: Finding) -> Iterator[Cause]:
                 actual=difference.actual,
             )
             yield Cause(fault, finding, difference)
+
+
+def _is_spelled_out(target: Model, names: Iterable[str], op: str) -> bool:
+    """Whether a lowered node of an op stands for it; a clip can be spelled as a minimum and a maximum."""
+    wanted = set(names)
+    return any(lowered.op_type == op for lowered in target.proto.graph.node if lowered.name in wanted)
 
 
 def _lowered_setting(examination: Examination, finding: Finding, difference: Difference) -> str | None:
