@@ -154,8 +154,8 @@ def _weight(
     if folding:
         kind, how = FaultKind.WEIGHTS, folding
     behind = _parameters_behind(target, constant, parameter)
-    if folding.startswith(LEFT_OUT) and attribution is not None and np.any(attribution.previous):
-        # What was left out has no place in the target: another parameter can make up for it, but is not wrong.
+    if folding.startswith(LEFT_OUT) and attribution is not None and _only_makes_up(target, constant, attribution):
+        # What was left out has no place in the target.
         parameter, expected, actual, behind = None, constant.expected, constant.actual, ()
     names = node_names(target, finding.region.target_nodes, readers_of=behind)
     if attribution is not None and attribution.innocent:
@@ -192,6 +192,13 @@ def _parameters_behind(target: Model, constant: WrongConstant, parameter: str | 
         return (parameter,)
     origin = target.normal_form.origins.get(constant.name)
     return () if origin is None else parameters_of(origin)
+
+
+def _only_makes_up(target: Model, constant: WrongConstant, attribution: Attribution) -> bool:
+    """Whether a parameter is one of several, or the source's own, that can make up for another that is missing."""
+    origin = target.normal_form.origins.get(constant.name)
+    several = origin is not None and len(parameters_of(origin)) > 1
+    return bool(np.any(attribution.previous)) and (several or attribution.innocent)
 
 
 def _is_epsilon(target: Model, constant: WrongConstant, attribution: Attribution) -> bool:
