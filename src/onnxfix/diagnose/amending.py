@@ -125,7 +125,7 @@ def _amendment(
         for proposal in islice(stage, most - trials):
             trials += 1
             change = proposal.changed, proposal.added, proposal.constants
-            if not frontier.gains(*change)[0]:
+            if not any(frontier.gains(*change)):  # an op too many behind all others hides nothing but the result
                 continue
             gained, right = frontier.gains(*change, whole=True)
             if right:

@@ -154,7 +154,7 @@ class Frontier:
             changed: Node name -> what stands in its place.
             added: Nodes put in.
             constants: Initializers put in.
-            whole: Look at all nodes rather than at the suspects; else nothing is said of the results.
+            whole: Look at all nodes rather than at the suspects, behind which a result stays wrong.
         """
         inside = self.nodes.keys() if whole else {*self.zone, *changed}
         nodes = self._with_sequences(self._affected(changed, added, inside))
@@ -183,7 +183,7 @@ class Frontier:
         arrays = {name: array for name, array in values.items() if isinstance(array, np.ndarray)}
         found = (self.anchors.find(array, self.reached) for array in arrays.values())
         results = [o.name for o in self.proto.graph.output if o.name not in self.right]
-        right = whole and all(o in arrays and self.anchors.find(arrays[o]) is not None for o in results)
+        right = bool(results) and all(o in arrays and self.anchors.find(arrays[o]) is not None for o in results)
         return {number for number in found if number is not None}, right
 
     def _with_sequences(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
