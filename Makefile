@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: install demo test lint bench bench-clean bench-faults bench-planted bench-study bench-bugs bench-convergence bench-canonical bench-large bench-giveback picture clean
+.PHONY: install demo test lint bench bench-alarms bench-faults bench-planted bench-study bench-bugs bench-convergence bench-canonical bench-large bench-giveback picture clean
 
 install: $(STAMP)
 
@@ -32,8 +32,8 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/cost.py
 
-bench-clean: install
-	$(BIN)/python benchmarks/clean_pairs.py
+bench-alarms: install
+	$(BIN)/python benchmarks/false_alarms.py
 
 bench-study: install
 	$(BIN)/python benchmarks/study.py

@@ -66,7 +66,8 @@ def _channels(value: np.ndarray) -> int | None:
     """The axis of one or three channels of a batch of pictures."""
     if value.ndim != 4 or not np.issubdtype(value.dtype, np.floating):
         return None
-    return next((axis for axis in (3, 1) if value.shape[axis] in (1, 3) and min(np.delete(value.shape, [0, axis])) > 5), None)
+    sides = {axis: min(np.delete(value.shape, [0, axis])) for axis in (3, 1)}
+    return next((axis for axis, side in sides.items() if value.shape[axis] in (1, 3) and side > 5), None)
 
 
 def _pictures(value: np.ndarray, pair: CleanPair) -> np.ndarray:

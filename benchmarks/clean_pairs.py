@@ -2,7 +2,7 @@
 
 - ``shared``: the 63 conversions of the shared data.
 - ``real weights``: the published models of the shared data, and what today's converters make of them.
-- ``networks``: the networks of the fault matrix and of the cost benchmark, from the framework they were written in to the others.
+- ``networks``: those of the fault matrix and of the cost benchmark, from the framework they were written in to others.
 - ``convergence``: the cells of the convergence matrix whose answers are those of the origin.
 """
 
@@ -74,8 +74,8 @@ def _files(key: str, origin: str, converter: str, source: Path, target: Path, ow
 def _real() -> Iterator[CleanPair]:
     models = data_root() / "models"
     source = models / "mobilenet_v2_imagenet_float.onnx"
-    made = {"onnx2torch": "module.pt2", "torch.onnx dynamo": "dynamo.onnx", "torch.onnx TorchScript": "torchscript.onnx",
-            "litert-torch": "litert.tflite"}
+    made = {"onnx2torch": "module.pt2", "torch.onnx dynamo": "dynamo.onnx",
+            "torch.onnx TorchScript": "torchscript.onnx", "litert-torch": "litert.tflite"}
     for converter, file in made.items():
         target = networks.CACHE / "mobilenet_v2" / file
         if target.exists():
@@ -104,7 +104,8 @@ def _networks() -> Iterator[CleanPair]:
                              lambda _, data=net.data: {key: value[:COUNT] for key, value in data.items()})
     for name in networks.KERAS_NETWORKS:
         folder = networks.CACHE / f"keras_{name}"
-        routes = {"SavedModel": "saved_model", "TFLiteConverter f32": "model.tflite", "tf2onnx + onnx2torch": "via_onnx.pt2"}
+        routes = {"SavedModel": "saved_model", "TFLiteConverter f32": "model.tflite",
+                  "tf2onnx + onnx2torch": "via_onnx.pt2"}
         for converter, file in routes.items():
             if (folder / file).exists():
                 yield _files(f"{name}, full size", "networks", converter, folder / "model.keras", folder / file,

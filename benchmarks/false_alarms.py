@@ -1,8 +1,8 @@
-"""False alarms: conversions that are right, diagnosed at default settings on their own data, on photos, on random data.
+"""False alarms: conversions that are right, diagnosed at default settings on their own data, photos and random data.
 
-``python benchmarks/false_alarms.py [--origins ORIGIN ...] [--only TEXT] [--jobs N] [--redo [TEXT]]``. Every judgement is a
-line in ``build/alarms/results.jsonl``, so a run that was cut short goes on where it stopped; ``--redo`` forgets the
-lines whose key has the text in it. Exit status 1 if there is an alarm.
+``python benchmarks/false_alarms.py [--origins ORIGIN ...] [--only TEXT] [--jobs N] [--redo [TEXT]] [--table]``. Every
+judgement is a line in ``build/alarms/results.jsonl``, so a run that was cut short goes on where it stopped; ``--redo``
+forgets the lines whose key has the text in it, ``--table`` judges nothing more. Exit status 1 if there is an alarm.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import argparse
 import json
 import multiprocessing
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,16 +27,18 @@ from alarm_data import SORTS, data_for
 from photos import ROOT
 
 import onnxfix
+from onnxfix.errors import InputError
 
 RESULTS = ROOT / "build" / "alarms" / "results.jsonl"
 COLUMNS = ["origin", "converter", "pairs", "diagnoses", *SORTS, "equivalent", "alarms", "worst max rel", "seconds"]
 TEXT = """\
 Conversions that are right, each diagnosed at default settings on its own data, on photos that these do not hold (models
-that take pictures only: others count as n/a) and on random data: normal values, token ids, flags; for a quantized target
+that take pictures; others count as n/a) and on random data: normal values, token ids, flags; for a quantized target
 uniform values of the range that it was quantized for. Written by `make bench-alarms`. The columns of the three sorts
-say how many pairs were diagnosed and, after a slash, how many raised an alarm. An alarm is a fault, an error, or a float
-target called different without a fault. A quantized target may differ by what quantization costs. *Refused* are data
-that can show nothing, since both models answer the same to all of them or with NaN."""
+say how many pairs were diagnosed and, after a slash, how many raised an alarm. An alarm is a fault, an error, or a
+float target called different without a fault. A target with fewer bits on request may differ by what these cost.
+*Refused* are data that can show nothing, since both models answer the same to all of them or with NaN. *Left out* are
+files that ask for inputs that nothing reads (tf2onnx leaves those of constants that it folded): these are not clean."""
 
 Record = dict[str, Any]
 
@@ -46,7 +49,11 @@ def main() -> int:
     parser.add_argument("--only", help="pairs whose key has this in it")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--redo", nargs="?", const="", help="judge again the pairs whose key has this in it")
+    parser.add_argument("--table", action="store_true", help="write the table of what has been judged")
     options = parser.parse_args()
+    if options.table:
+        print(f"written to {write(read())}")
+        return 1 if any(map(is_alarm, read())) else 0
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     if options.redo is not None:
         kept = [line for line in read() if options.redo not in line["key"]]
@@ -74,7 +81,7 @@ def read() -> list[Record]:
 
 def is_alarm(line: Record) -> bool:
     """Whether something was said against a conversion that is right."""
-    return line["result"] not in ("clean", "n/a", "refused")
+    return line["result"] not in ("clean", "n/a", "refused", "left out")
 
 
 def _judged(task: tuple[str, str]) -> list[Record]:
@@ -85,8 +92,19 @@ def _judged(task: tuple[str, str]) -> list[Record]:
     try:
         source, target = pair.source(), pair.target()
     except Exception as error:  # whatever it is, it is this pair's result
-        return [{**base, "data": sort, "result": "error", "said": [f"{type(error).__name__}: {error}"]} for sort in SORTS]
+        said = [f"{type(error).__name__}: {error}"]
+        return [{**base, "data": sort, "result": "error", "said": said} for sort in SORTS]
+    idle = _unread(target) if len(target.inputs) > len(source.inputs) else []
+    if idle:  # no clean conversion: whoever runs it must feed what the source does not have
+        said = [f"asks for {', '.join(idle)}, which nothing reads"]
+        return [{**base, "data": sort, "result": "left out", "said": said} for sort in SORTS]
     return [{**base, "data": sort, **_diagnosed(pair, source, target, sort)} for sort in SORTS]
+
+
+def _unread(model: onnxfix.Model) -> list[str]:
+    """Inputs that no node reads: tf2onnx leaves those of constants that it folded."""
+    read = {name for node in model.proto.graph.node for name in node.input}
+    return [spec.name for spec in model.inputs if spec.name not in read]
 
 
 def _diagnosed(pair: clean_pairs.CleanPair, source: onnxfix.Model, target: onnxfix.Model, sort: str) -> Record:
@@ -96,7 +114,7 @@ def _diagnosed(pair: clean_pairs.CleanPair, source: onnxfix.Model, target: onnxf
     started = time.perf_counter()
     try:
         diagnosis = onnxfix.diagnose(source, target, data)
-    except onnxfix.InputError as error:
+    except InputError as error:
         return {"result": "refused" if "show nothing" in str(error) else "error", "said": [str(error)]}
     except Exception as error:  # as above
         return {"result": "error", "said": [f"{type(error).__name__}: {error}"]}
@@ -112,21 +130,22 @@ def _diagnosed(pair: clean_pairs.CleanPair, source: onnxfix.Model, target: onnxf
 def write(lines: list[Record]) -> str:
     """Write the dated table; its path within the repository."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for line in lines:
-        converter = line["converter"]
-        groups[line["origin"], converter if line["origin"] != "shared" else converter.split("(")[0]].append(line)
+    for line in (line for line in lines if line["result"] != "left out"):
+        short = re.split(r"[(\[]| \+ (?=onnx|ORT)", line["converter"])[0].strip()  # without options and optimisers
+        groups[line["origin"], short].append(line)
     order = list(clean_pairs.ORIGINS)
     rows = [[*group, *_counts(groups[group])] for group in sorted(groups, key=lambda g: (order.index(g[0]), g[1]))]
     rows.append(["**all**", "", *_counts(lines)])
     said = [[line["key"], line["data"], line["result"], "; ".join(map(str, line.get("said", [])))]
-            for line in lines if is_alarm(line) or line["result"] == "refused"]
+            for line in lines if line["result"] not in ("clean", "n/a")]
+    lines = [line for line in lines if line["result"] != "left out"]
     pairs = len({line["key"] for line in lines})
     diagnosed = [line for line in lines if line["result"] != "n/a"]
     alarms = sum(map(is_alarm, lines))
     summary = f"**{alarms} alarms in {len(diagnosed)} diagnoses of {pairs} conversions.**"
     return str(tables.write_sections("false-alarms", "False alarms", f"{TEXT}\n\n{summary}", [
         ("By origin and converter", "Seconds are the median of one diagnosis.", COLUMNS, rows),
-        ("What was said", "Every alarm, and every refusal." if said else "No alarm, and no refusal.",
+        ("What was said", "All that is neither clean nor n/a." if said else "No alarm, and no refusal.",
          ["pair", "data", "result", "said"], said),
     ]))
 
@@ -137,10 +156,11 @@ def _counts(lines: list[Record]) -> list[str]:
     for sort in SORTS:
         of_sort = [line for line in lines if line["data"] == sort and line["result"] != "n/a"]
         cells.append(f"{len(of_sort)}/{sum(map(is_alarm, of_sort))}" if of_sort else "n/a")
+    worst = max((line["max_rel"] for line in judged), default=0)
     return [
-        str(len({line["key"] for line in lines})), str(len([line for line in lines if line["result"] != "n/a"])), *cells,
-        f"{sum(line['equivalent'] for line in judged)}", str(sum(map(is_alarm, lines))),
-        f"{max((line['max_rel'] for line in judged), default=0):.1e}", f"{_median(line['seconds'] for line in judged):.1f}",
+        str(len({line["key"] for line in lines})), str(sum(line["result"] != "n/a" for line in lines)), *cells,
+        str(sum(line["equivalent"] for line in judged)), str(sum(map(is_alarm, lines))), f"{worst:.1e}",
+        f"{_median(line['seconds'] for line in judged):.1f}",
     ]
 
 

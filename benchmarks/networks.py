@@ -86,11 +86,15 @@ def _keras_pairs(net: str) -> list[Pair]:
 
 def keras_inputs(net: str, count: int | None = None) -> np.ndarray:
     """Photos with the preprocessing of one Keras network."""
+    return keras_prepared(net, photos(KERAS_NETWORKS[net][2], count))
+
+
+def keras_prepared(net: str, pictures: np.ndarray) -> np.ndarray:
+    """Pictures in 0..255, ``[count, height, width, 3]``, with the preprocessing of one Keras network."""
     import keras
 
-    _, module, size = KERAS_NETWORKS[net]
-    preprocess = getattr(keras.applications, module).preprocess_input
-    return np.asarray(preprocess(photos(size, count)), np.float32)
+    preprocess = getattr(keras.applications, KERAS_NETWORKS[net][1]).preprocess_input
+    return np.asarray(preprocess(pictures.copy()), np.float32)
 
 
 def mobilenet_v2() -> Path:

@@ -19,19 +19,26 @@ def data_root() -> Path:
     return root
 
 
-def photos(size: int, count: int | None = None) -> np.ndarray:
-    """RGB photos, ``[count, size, size, 3]`` float32 in 0..255: shorter side to ``size``, centre crop, bilinear."""
+def photos(size: int | tuple[int, int], count: int | None = None, start: int = 0) -> np.ndarray:
+    """RGB photos, ``[count, height, width, 3]`` float32 in 0..255: resized to cover ``size``, centre crop, bilinear.
+
+    Args:
+        size: Both sides, or height and width.
+        count: How many; all when None.
+        start: How many to leave out before them.
+    """
     from PIL import Image
 
-    files = sorted((data_root() / "photos").glob("*.jpg"))[:count]
-    batch = np.empty((len(files), size, size, 3), np.float32)
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    files = sorted((data_root() / "photos").glob("*.jpg"))[start : None if count is None else start + count]
+    batch = np.empty((len(files), high, wide, 3), np.float32)
     for index, file in enumerate(files):
         with Image.open(file) as image:
-            scale = size / min(image.size)
-            width, height = (max(size, round(side * scale)) for side in image.size)
-            left, top = (width - size) // 2, (height - size) // 2
+            scale = max(wide / image.width, high / image.height)
+            width, height = max(wide, round(image.width * scale)), max(high, round(image.height * scale))
+            left, top = (width - wide) // 2, (height - high) // 2
             resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-            batch[index] = np.asarray(resized.crop((left, top, left + size, top + size)), np.float32)
+            batch[index] = np.asarray(resized.crop((left, top, left + wide, top + high)), np.float32)
     return batch
 
 

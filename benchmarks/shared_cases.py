@@ -1,7 +1,7 @@
-"""Conversions of the shared data, ``$ONNXFIX_DATA/clean_conversions`` and ``.../converter_bugs``, loaded as they lie there.
+"""Conversions of the shared data, ``clean_conversions`` and ``converter_bugs`` in ``$ONNXFIX_DATA``, as they lie there.
 
-A PyTorch source is ``source.pt2`` where there is one, else the module that ``model_def.py`` builds. A ``target.pt`` is the
-pickled result of a converter; unpickling runs code, which is all right for files of one's own and for no others.
+A PyTorch source is ``source.pt2`` where there is one, else the module that ``model_def.py`` builds. A ``target.pt`` is
+the pickled result of a converter; unpickling runs code, which is all right for files of one's own and for no others.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class Case:
         saved = (self.folder / "source.pt2", self.folder / self.facts["source"].split()[0].rstrip("/"))
         path = next((path for path in saved if path.exists()), None)
         return onnxfix.load(path) if path else onnxfix.load(self.module(), inputs=self.examples())
+
+    def original(self) -> onnxfix.Model:
+        """The model that was converted, a PyTorch one as the module: an exported program may answer differently."""
+        definition = self.folder / "model_def.py"
+        return onnxfix.load(self.module(), inputs=self.examples()) if definition.exists() else self.source()
 
     def target(self) -> onnxfix.Model:
         """What the converter made of it."""

@@ -297,6 +297,19 @@ def test_a_tflite_file_gets_its_bias_back(keras_pair, tmp_path):
 # Models that real converters broke
 
 
+def test_the_quantized_autoencoder_has_nine_wrong_biases_and_what_quantization_costs(shared_data):
+    folder = shared_data / "models" / "ad01"
+    data = np.random.default_rng(0).standard_normal((60, 640)).astype(np.float32)
+    fix = onnxfix.repair(folder / "ad01.h5", folder / "ad01_int8.tflite", data)
+    layers = ["dense", *(f"dense_{k}" for k in range(1, 9))]
+    assert [fault.kind for fault in fix.diagnosis.faults] == [onnxfix.FaultKind.WEIGHTS] * 9
+    assert sorted(fault.source_nodes[-1] for fault in fix.diagnosis.faults) == layers
+    assert fix.success
+    # What is left is what a correct quantization costs: with int8 throughout, some percent of the range.
+    assert fix.before.explained < 1 == fix.after.explained == fix.verified.explained
+    assert fix.verified.max_rel < 0.1
+
+
 def test_the_published_autoencoder(shared_data, tmp_path):
     folder = shared_data / "models" / "ad01"
     data = np.random.default_rng(0).standard_normal((120, 640)).astype(np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from onnxfix.compare.accumulator import Accumulator
 from onnxfix.compare.noise import noise_floor
 from onnxfix.compare.result import Comparison
+from onnxfix.compare.telling import refuse_blank
 from onnxfix.inputs import Inputs
 from onnxfix.model import load
 
@@ -54,7 +55,7 @@ def compare(
 
     Raises:
         LoadError: a model cannot be read.
-        InputError: the data cannot be fed to the models.
+        InputError: the data cannot be fed to the models, or can show nothing: both answer the same to all of them.
         AlignmentError: the models do not take the same inputs.
         RuntimeFailure: a model cannot be run.
 
@@ -64,6 +65,7 @@ def compare(
     """
     ours, theirs = load(source), load(target)
     inputs = Inputs.of(data, limit=limit, batch_size=batch_size).bind(ours, theirs)
+    refuse_blank(ours, theirs, inputs)
     accumulator = Accumulator.for_models(ours, theirs, comparator, rtol=rtol, atol=atol)
     total = inputs.count
     first: dict[str, np.ndarray] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.compare import Comparison
+from onnxfix.compare import Comparison, refuse_blank
 from onnxfix.convert.native import compared_natively
 from onnxfix.convert.result import Attempt, Conversion, Outcome
 from onnxfix.errors import ExportError, LoadError, OnnxFixError
@@ -79,6 +79,7 @@ def convert(
     inputs = Inputs.of(data, limit=limit, batch_size=batch_size)
     original = _loaded(source, inputs)
     inputs = inputs.bind(original)
+    refuse_blank(original, None, inputs)
     tolerances: Tolerances = {"rtol": rtol, "atol": atol}
     return _Job(original, target, destination, inputs, tolerances, seed, progress).run()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxfix.compare import refuse_blank
 from onnxfix.diagnose.boundary import bound, compared, misfed, resized, settle
 from onnxfix.diagnose.cause import Cause
 from onnxfix.diagnose.examination import Examination, Progress
@@ -68,6 +69,7 @@ def diagnose(
     ours = resized(ours, given)
     wrong = misfed(ours, theirs, given)
     alike = bound(given if wrong is None else given.alike(), ours, theirs)
+    refuse_blank(ours, theirs, alike)
     found = _found(ours, theirs, alike, rtol, atol, progress)
     show_whole(found.faults, ours, theirs, alike)
     if wrong is None:

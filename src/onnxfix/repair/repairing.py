@@ -9,11 +9,12 @@ from typing import Any, TypedDict
 import numpy as np
 import onnx
 
-from onnxfix.compare import Accumulator, Comparison
+from onnxfix.compare import Accumulator, Comparison, refuse_blank
 from onnxfix.diagnose.boundary import Misfed, bound, compared, misfed, resized, settle
 from onnxfix.diagnose.diagnosis import concluded
 from onnxfix.diagnose.examination import Examination, Progress, in_chunks
 from onnxfix.diagnose.exhibiting import show_whole
+from onnxfix.diagnose.fault import Diagnosis
 from onnxfix.diagnose.inquiry import inquire
 from onnxfix.diagnose.judging import evaluate_corrected
 from onnxfix.diagnose.mode import switched
@@ -24,6 +25,7 @@ from onnxfix.frameworks import Framework
 from onnxfix.inputs import Inputs
 from onnxfix.model import Model, load
 from onnxfix.quantization import is_quantized
+from onnxfix.repair.foreign import another_network
 from onnxfix.repair.grafting import agrees, grafted
 from onnxfix.repair.quantized import QuantizedRepair, of_target
 from onnxfix.repair.remedies import Remedy, readers, remedies
@@ -90,6 +92,7 @@ def repair(
     ours = resized(ours, given)
     wrong = misfed(ours, theirs, given)
     inputs = bound(given if wrong is None else given.alike(), ours, theirs)
+    refuse_blank(ours, theirs, inputs)
     if holdout is None:
         work, held = inputs.split(HOLDOUT, seed=seed)
         note = held.note
@@ -185,6 +188,9 @@ def _repaired(
     work, held = work.bind(ours, boundary.target), held.bind(ours, boundary.target)
     inquiry = inquire(ours, boundary.target, work, progress=progress, **tolerances)
     examination = inquiry.examination
+    foreign = another_network(ours, theirs) if inquiry.causes or inquiry.edits else ""
+    if foreign:
+        return _left(ours, theirs, concluded(inquiry, work), foreign, (work, held), note, tolerances)
     model, canonical, patches, left = _treated(examination, remedies(examination, inquiry.causes), work)
     if progress is not None:
         progress("verifying", 0.0)
@@ -210,6 +216,19 @@ def _repaired(
         holdout=held,
         holdout_note=note,
     )
+
+
+def _left(
+    ours: Model, theirs: Model, diagnosis: Diagnosis, reason: str, data: tuple[Inputs, Inputs], note: str,
+    tolerances: Tolerances,
+) -> Repair:
+    """No repair of a target, for one reason."""
+    before, verified = (compared(ours, theirs, part, **tolerances) for part in data)
+    return Repair(
+        model=theirs, source=ours, target=theirs, diagnosis=replace(diagnosis, comparison=before), patches=(),
+        before=before, after=before, verified=verified, holdout=data[1], holdout_note=note,
+        unrepaired=tuple(Unrepaired(fault, reason) for fault in diagnosis.faults),
+    )  # fmt: skip
 
 
 def _treated(
