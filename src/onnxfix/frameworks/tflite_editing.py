@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxfix.errors import ExportError
+from onnxfix.errors import CanonicalizationError, ExportError, LoadError, LoweringError, RuntimeFailure
 from onnxfix.frameworks.flatbuffer import Flatbuffer, schema
 from onnxfix.frameworks.flatbuffer_editing import FlatbufferEditor
+from onnxfix.frameworks.lowering_tf2onnx import first_line
 from onnxfix.frameworks.tflite_forms import Form, Workbench, code, constant, dtype_of, inner_name, set_options
 from onnxfix.frameworks.tflite_quantities import quantities
 from onnxfix.frameworks.tflite_search import found
@@ -27,6 +28,8 @@ from onnxfix.frameworks.tflite_wanted import Difference, Unit, Wanted, array, co
 if TYPE_CHECKING:
     from onnxfix.model import Model
     from onnxfix.surgeon.patch import Patch
+
+_FEW = 6  # more new nodes than this are no part of one operator
 
 
 def edited_file(model: Model, patches: Sequence[Patch]) -> bytes:
@@ -51,7 +54,10 @@ def reconciled(model: Model, wanted: onnx.ModelProto) -> bytes:
         ExportError: a change has no form in TFLite.
     """
     file = Flatbuffer(model.native, str(model.path or "The TFLite model"))
-    return _Reconciliation(model, file, wanted).result()
+    try:
+        return _Reconciliation(model, file, wanted).result()
+    except (CanonicalizationError, LoadError, LoweringError, RuntimeFailure) as error:
+        raise ExportError(f"the edited file cannot be read again ({first_line(error)})") from error
 
 
 class _Reconciliation:
@@ -67,8 +73,9 @@ class _Reconciliation:
         self._aliases: dict[str, str] = {}
         self._added: dict[str, int] = {}
         self._origins = {new: old for old, new in self._wanted.renamed.items()}
-        self._values = {v for n in wanted.graph.node for v in (*n.input, *n.output)}
-        self._values.update(info.name for info in (*wanted.graph.input, *wanted.graph.output))
+        graph = self._wanted.proto.graph
+        self._values = {v for n in graph.node for v in (*n.input, *n.output)}
+        self._values.update(info.name for info in (*graph.input, *graph.output))
 
     def result(self) -> bytes:
         """Carry it out."""
@@ -88,7 +95,12 @@ class _Reconciliation:
                 self._rewire(k, difference.rewired or {})
                 operators[k] = [editor.operators[k]]
         for unit in units:
-            if id(unit) not in passing:
+            if id(unit) in passing:
+                continue
+            last = self._merged(unit)
+            if last is not None:
+                operators[last[0]] = [last[1]]
+            else:
                 operators.setdefault(max(unit.operators, default=len(differences)), []).extend(self._remade(unit))
         editor.operators = [op for k in sorted(operators) for op in operators[k]]
         editor.operators = _ordered(editor.operators)
@@ -114,8 +126,18 @@ class _Reconciliation:
                 joined = of_node[maker.name].joined(of_node[node.name], self._wanted.order)
                 of_node.update({n.name: joined for n in joined.nodes})
                 changed.update(n.name for n in joined.nodes)
+        self._heirs(differences, of_node)
         distinct = {id(u): u for name, u in of_node.items() if name in changed}
         return [distinct[id(of_node[n.name])] for n in self._firsts(distinct, of_node)]
+
+    def _heirs(self, differences: Mapping[int, Difference], of_node: dict[str, Unit]) -> None:
+        """Let new nodes that make what a vanished operator made take its place: it may need a small edit only."""
+        for k, difference in differences.items():
+            outputs = [self._file.tensor_names[i] for i in self._file.graph.operators[k].outputs if i >= 0]
+            maker = self._wanted.makers.get(outputs[0]) if len(outputs) == 1 else None
+            unit = of_node[maker.name] if maker is not None and not difference.nodes else None
+            if unit is not None and not unit.operators:
+                of_node.update(dict.fromkeys((n.name for n in unit.nodes), Unit((k,), unit.nodes)))
 
     def _firsts(self, units: Mapping[int, Unit], of_node: Mapping[str, Unit]) -> list[onnx.NodeProto]:
         """The first node of each unit, in the graph's order."""
@@ -226,17 +248,43 @@ class _Reconciliation:
             fresh = self._editor.edit(self._editor.operators, position)
             fresh.inputs, fresh.outputs = ends
 
+    def _merged(self, unit: Unit) -> tuple[int, Any] | None:
+        """New nodes as part of the one operator whose result they take, such as an activation fused into it.
+
+        Returns:
+            Which operator, and what it becomes; None where it cannot take them in.
+        """
+        given = {v for n in unit.nodes for v in n.input} - self._wanted.tensors.keys()
+        given -= {o for n in unit.nodes for o in n.output}
+        maker = self._wanted.makers.get(next(iter(given))) if len(given) == 1 else None
+        position = None if maker is None or unit.operators else self._wanted.owners.get(maker.name)
+        if position is None or len(unit.nodes) > _FEW:
+            return None
+        value = next(iter(given))
+        own = {n.name for n in unit.nodes}
+        readers = [n for n in self._wanted.proto.graph.node if value in n.input and n.name not in own]
+        difference = self._wanted.difference(position)
+        if readers or value in self._wanted.outputs or difference.rewired:
+            return None
+        joined = Unit((position,), difference.nodes).joined(unit, self._wanted.order)
+        edited = self._searched(joined)
+        return None if edited is None else (position, edited)
+
     def _remade(self, unit: Unit) -> list[Any]:
         """Operators for a unit: its own one edited, or else new ones."""
+        edited = self._searched(unit)
+        return [edited] if edited is not None else operators_for(self._editor, self._piece(unit.nodes), self._index_of)
+
+    def _searched(self, unit: Unit) -> Any:
+        """The unit's one operator, edited so that it does all that is wanted; None where it cannot."""
         piece = self._piece(unit.nodes)
         alone = len(unit.operators) == len(piece.graph.output) == 1
         form = self._form(unit.operators[0]) if alone else None
-        if form is not None:
-            position, outputs = unit.operators[0], [info.name for info in piece.graph.output]
-            best = found(Workbench(self._editor, _Places(self, piece)), form, piece, outputs, position)
-            if best is not None:
-                return [self._as_form(position, form, best, outputs)]
-        return operators_for(self._editor, piece, self._index_of)
+        if form is None:
+            return None
+        position, outputs = unit.operators[0], [info.name for info in piece.graph.output]
+        best = found(Workbench(self._editor, _Places(self, piece)), form, piece, outputs, position)
+        return None if best is None else self._as_form(position, form, best, outputs)
 
     def _form(self, position: int) -> Form | None:
         """An operator as it is; None where it is no built-in one, or computes more than one value."""

@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxfix.errors import ExportError
+from onnxfix.frameworks.tflite_edges import at_edges
 from onnxfix.quantization import DEQUANTIZE
 
 _POSITION = re.compile(r"@(\d+) \(")
@@ -63,6 +64,7 @@ class Wanted:
     ) -> None:
         owners = {name: position for name, layer in layers.items() if (position := _position(layer)) is not None}
         before, after = (_with_own_dequantizers(proto, owners) for proto in (before, after))
+        after = at_edges(after, owners)
         self.proto = after
         self._before = before
         self._written = frozenset(written)
