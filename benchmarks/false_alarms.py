@@ -129,16 +129,16 @@ def _diagnosed(pair: clean_pairs.CleanPair, source: onnxfix.Model, target: onnxf
 
 def write(lines: list[Record]) -> str:
     """Write the dated table; its path within the repository."""
+    said = [[line["key"], line["data"], line["result"], "; ".join(map(str, line.get("said", [])))]
+            for line in lines if line["result"] not in ("clean", "n/a")]
+    lines = [line for line in lines if line["result"] != "left out"]
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for line in (line for line in lines if line["result"] != "left out"):
+    for line in lines:
         short = re.split(r"[(\[]| \+ (?=onnx|ORT)", line["converter"])[0].strip()  # without options and optimisers
         groups[line["origin"], short].append(line)
     order = list(clean_pairs.ORIGINS)
     rows = [[*group, *_counts(groups[group])] for group in sorted(groups, key=lambda g: (order.index(g[0]), g[1]))]
     rows.append(["**all**", "", *_counts(lines)])
-    said = [[line["key"], line["data"], line["result"], "; ".join(map(str, line.get("said", [])))]
-            for line in lines if line["result"] not in ("clean", "n/a")]
-    lines = [line for line in lines if line["result"] != "left out"]
     pairs = len({line["key"] for line in lines})
     diagnosed = [line for line in lines if line["result"] != "n/a"]
     alarms = sum(map(is_alarm, lines))
