@@ -27,11 +27,10 @@ from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
 from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetNode, SetParameter
 
-# Trials at one place, and places.
-MOST_TRIALS = 800
-# Numbers computed in all trials at one place together: a trial of a large network costs as much as many of a small one.
-MOST_WORK = 2e8
+# Places, and multiplications in all trials together, where setting up a trial counts as so many: some seconds in all.
 MOST_ROUNDS = 4
+MOST_WORK = 1.5e10
+SETUP = 1e7
 # An edit after which so many more of the source's numbers are computed is no accident.
 PLAIN = 3
 _CONVERSIONS = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
@@ -102,9 +101,9 @@ def amendments(source: Model, target: Model, feeds: tuple[Mapping[str, np.ndarra
     except RuntimeFailure:
         return ()
     found: list[Amendment] = []
-    proto = target.proto
+    proto, left = target.proto, MOST_WORK
     for _ in range(MOST_ROUNDS):
-        made = _amendment(source, proto, feeds[1], anchors) if anchors.count else None
+        made, left = _amendment(source, proto, feeds[1], anchors, left) if anchors.count else (None, 0.0)
         if made is None:
             break
         found.append(made)
@@ -113,28 +112,28 @@ def amendments(source: Model, target: Model, feeds: tuple[Mapping[str, np.ndarra
 
 
 def _amendment(
-    source: Model, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], anchors: Anchors
-) -> Amendment | None:
+    source: Model, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], anchors: Anchors, work: float
+) -> tuple[Amendment | None, float]:
+    """The best edit at the first wrong place, and what is left of the work that may be done."""
     frontier = _frontier(proto, feed, anchors)
     if frontier is None:
-        return None
-    proposals, trials = Proposals(frontier, source), 0
-    most = min(MOST_TRIALS, int(MOST_WORK / max(1, frontier.work)))
+        return None, work
+    proposals, cost = Proposals(frontier, source), frontier.work + SETUP
     best: tuple[int, Proposal] | None = None
     for stage in proposals.stages():
-        for proposal in islice(stage, most - trials):
-            trials += 1
+        for proposal in islice(stage, max(0, int(work / cost))):
+            work -= cost
             change = proposal.changed, proposal.added, proposal.constants
             if not any(frontier.gains(*change)):  # an op too many behind all others hides nothing but the result
                 continue
             gained, right = frontier.gains(*change, whole=True)
             if right:
-                return _made(frontier, proposal)
+                return _made(frontier, proposal), work
             if best is None or len(gained) > best[0]:
                 best = len(gained), proposal
         if best is not None and best[0] >= PLAIN:
             break
-    return None if best is None else _made(frontier, best[1])
+    return (None if best is None else _made(frontier, best[1])), work
 
 
 def _frontier(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], anchors: Anchors) -> Frontier | None:

@@ -75,9 +75,19 @@ class Frontier:
 
     @property
     def work(self) -> int:
-        """How many numbers the suspects compute."""
-        made = (o for name in self.zone for o in self.nodes[name].output if o in self.values)
-        return sum(self.values[o].size for o in made)
+        """How many multiplications the suspects take, about."""
+        return sum(
+            self.values[o].size * self._depth(self.nodes[name])
+            for name in self.zone for o in self.nodes[name].output if o in self.values
+        )  # fmt: skip
+
+    def _depth(self, node: onnx.NodeProto) -> int:
+        """How many products make one number of a node's result."""
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            return 1
+        weight = node.input[1]
+        shape = self.tensors[weight].dims if weight in self.tensors else np.shape(self.values.get(weight, 0.0))
+        return max(1, int(np.prod(shape[1:] if node.op_type == "Conv" else shape[-2:-1])))
 
     def _seen(self, value: str) -> bool:
         return value in self.variable and value in self.values
