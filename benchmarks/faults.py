@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plant faults of every kind and repair them.")
     parser.add_argument("--only", nargs="*", choices=fault_networks.NAMES, default=None)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--singles", type=int, default=10, help="operators planted alone in each pair")
+    parser.add_argument("--singles", type=int, default=2, help="operators planted alone in each pair")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--redo", action="store_true", help="forget what was judged before")
     options = parser.parse_args()
@@ -56,6 +56,7 @@ def main() -> int:
     for name in wanted:
         pairs = fault_networks.network(name).pairs
         tasks += [(name, pair, number, options.singles, options.seed) for number, pair in enumerate(pairs)]
+    tasks.sort(key=lambda task: task[2])  # a run that is cut short has seen all networks
     # A process for a few pairs: TensorFlow and torch leak.
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=6) as pool:
         for name, pair, lines in pool.imap_unordered(_judged, tasks):
