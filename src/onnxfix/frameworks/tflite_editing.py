@@ -84,23 +84,21 @@ class _Reconciliation:
         foreign = {o for node in wanted.foreign for o in node.output}
         for difference in differences.values():
             for old, new in (difference.rewired or {}).items():
-                if old in self._native and new in foreign:
+                if old in self._native and (new in foreign or self._stands_for(new, old)):
                     self._origins[new] = old
         units = self._units(differences)
-        passing = {id(unit) for unit in units if self._passes(unit.nodes)}
-        operators: dict[int, list[Any]] = {}
-        remade = {k for unit in units for k in unit.operators}
+        passing = {id(unit): unit for unit in units if self._passes(unit.nodes)}
+        gone = {k for unit in passing.values() for k in unit.operators}
+        units = [unit for unit in units if id(unit) not in passing]
+        merged = {id(unit): self._merged(unit) for unit in units}
+        operators = {place[0]: [place[1]] for place in merged.values() if place is not None}
+        remade = {k for unit in units for k in unit.operators} | operators.keys() | gone
         for k, difference in differences.items():
             if k not in remade and difference.nodes:
                 self._rewire(k, difference.rewired or {})
                 operators[k] = [editor.operators[k]]
         for unit in units:
-            if id(unit) in passing:
-                continue
-            last = self._merged(unit)
-            if last is not None:
-                operators[last[0]] = [last[1]]
-            else:
+            if merged[id(unit)] is None:
                 operators.setdefault(max(unit.operators, default=len(differences)), []).extend(self._remade(unit))
         editor.operators = [op for k in sorted(operators) for op in operators[k]]
         editor.operators = _ordered(editor.operators)
@@ -149,6 +147,14 @@ class _Reconciliation:
                 seen.add(key)
                 firsts.append(node)
         return firsts
+
+    def _stands_for(self, new: str, old: str) -> bool:
+        """Whether an operator that lost its last nodes gives another value for what it gave."""
+        maker = self._wanted.makers.get(new)
+        if maker is None or old in self._values:
+            return False
+        position = self._wanted.owners.get(maker.name)
+        return position is not None and self._native[old] in self._file.graph.operators[position].outputs
 
     def _is_held(self, value: str) -> bool:
         """Whether a value has a tensor in the file."""
@@ -267,7 +273,13 @@ class _Reconciliation:
         if readers or value in self._wanted.outputs or difference.rewired:
             return None
         joined = Unit((position,), difference.nodes).joined(unit, self._wanted.order)
+        result = unit.nodes[-1].output[0]
+        inherits = value in self._native and self._origins.get(result) == value and result not in self._added
+        if inherits:
+            self._added[result] = self._native[value]
         edited = self._searched(joined)
+        if edited is None and inherits:
+            del self._added[result]
         return None if edited is None else (position, edited)
 
     def _remade(self, unit: Unit) -> list[Any]:
