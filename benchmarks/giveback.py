@@ -19,6 +19,8 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
+import onnx
 import tables
 from giveback_nets import data, keras_net, torch_net
 from photos import ROOT
@@ -102,7 +104,7 @@ def _module(row: str, folder: Path) -> Any:
     import torch
 
     if row == "dynamic batch":
-        return "a module has no batch size of its own that could be fixed"
+        return NO_BATCH
     inputs = torch.from_numpy(data().transpose(0, 3, 1, 2).copy())
     return onnxfix.load(torch_net(row), inputs[:2]), folder / "fixed.pt2"
 
@@ -110,45 +112,50 @@ def _module(row: str, folder: Path) -> Any:
 def _pt2(row: str, folder: Path) -> Any:
     import torch
 
+    if row == "dynamic batch":
+        return NO_BATCH
     inputs = torch.from_numpy(data().transpose(0, 3, 1, 2).copy())
-    shapes = None if row == "dynamic batch" else ({0: torch.export.Dim("batch")},)
-    example = inputs[:1] if row == "dynamic batch" else inputs[:2]
-    torch.export.save(torch.export.export(torch_net(row), (example,), dynamic_shapes=shapes), folder / "broken.pt2")
+    program = torch.export.export(torch_net(row), (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, folder / "broken.pt2")
     return folder / "broken.pt2", folder / "fixed.pt2"
 
 
 def _onnx(row: str, folder: Path) -> Any:
     inputs = data().transpose(0, 3, 1, 2).copy()
     proto = onnxfix.load(torch_net(row), inputs[:2]).proto
-    if row == "dynamic batch":
-        for info in (*proto.graph.input, *proto.graph.output):
-            info.type.tensor_type.shape.dim[0].dim_value = 1
-        for info in proto.graph.value_info:
-            for dim in info.type.tensor_type.shape.dim:
-                if dim.dim_param == "batch":
-                    dim.dim_value = 1
+    if row == "dynamic batch":  # baked into the Reshape before the last layer
+        reshape = next(node for node in reversed(proto.graph.node) if node.op_type == "Reshape")
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 64]), "baked"))
+        reshape.input[1] = "baked"
     (folder / "broken.onnx").write_bytes(proto.SerializeToString())
     return folder / "broken.onnx", folder / "fixed.onnx"
 
 
+NO_BATCH = "no such fault: its layers take a batch of any size, or the model is fed one sample at a time"
 _NO_SCALE = "holds no scale or zero-point of an activation"
 
 
 def _keras(row: str, folder: Path, suffix: str = ".keras") -> Any:
     if row == "scale":
         return f"a {suffix} file {_NO_SCALE}"
+    if row == "dynamic batch":
+        return NO_BATCH
     keras_net(row).save(folder / f"broken{suffix}")
     return folder / f"broken{suffix}", folder / f"fixed{suffix}"
 
 
 def _function(row: str) -> Any:
+    import keras
     import tensorflow as tf
 
     net = keras_net("" if row == "scale" else row)
-    shape = [1 if row == "dynamic batch" else None, *net.inputs[0].shape[1:]]
+    body = keras.Model(net.inputs, net.get_layer("pool").output)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, "image")])
+    @tf.function(input_signature=[tf.TensorSpec([None, *net.inputs[0].shape[1:]], tf.float32, "image")])
     def serve(image: Any) -> Any:
+        if row == "dynamic batch":
+            last = net.get_layer("logits")
+            return {"logits": tf.matmul(tf.reshape(body(image, training=False), [1, -1]), last.kernel) + last.bias}
         answer = net(image, training=False)
         if row == "scale":
             answer = tf.quantization.fake_quant_with_min_max_args(answer, -0.5, 0.5)
