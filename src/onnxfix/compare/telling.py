@@ -32,18 +32,18 @@ def refuse_blank(source: Model, target: Model | None, data: Inputs) -> None:
         InputError: all answers of both models are NaN, or the same for all samples and in both models.
     """
     few = Inputs.of(data, batch_size=_FEW)
-    ours = _only_answer((source.run(chunk.source), chunk.count) for chunk in few.chunks(source, target or source))
-    if ours is None:
-        return
-    theirs = ours
-    if target is not None:
-        try:
-            given = _only_answer((target.run(chunk.target), chunk.count) for chunk in few.chunks(source, target))
-        except (AlignmentError, InputError, RuntimeFailure):
-            return  # a target that does not take the data shows that much
-        if given is None or not _agree(ours, given):
+    try:
+        ours = _only_answer((source.run(chunk.source), chunk.count) for chunk in few.chunks(source, target or source))
+        if ours is None:
             return
-        theirs = given
+        theirs = ours
+        if target is not None:
+            given = _only_answer((target.run(chunk.target), chunk.count) for chunk in few.chunks(source, target))
+            if given is None or not _agree(ours, given):
+                return
+            theirs = given
+    except (AlignmentError, InputError, RuntimeFailure):
+        return  # models that cannot be run on the data show that much; who runs them next says why
     who = "both models give" if theirs is not ours else "the model gives"
     if all(np.isnan(answer).all() for answer in ours):
         raise InputError(f"{who} only NaN on these data, which can show nothing: give data in the models' range.")
