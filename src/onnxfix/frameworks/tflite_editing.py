@@ -19,6 +19,7 @@ from onnxfix.frameworks.flatbuffer import Flatbuffer, schema
 from onnxfix.frameworks.flatbuffer_editing import FlatbufferEditor
 from onnxfix.frameworks.lowering_tf2onnx import first_line
 from onnxfix.frameworks.tflite_forms import Form, Workbench, code, constant, dtype_of, inner_name, set_options
+from onnxfix.frameworks.tflite_padding import padded_first, without_pads
 from onnxfix.frameworks.tflite_quantities import quantities
 from onnxfix.frameworks.tflite_search import found
 from onnxfix.frameworks.tflite_shapes import with_true_shapes
@@ -277,19 +278,26 @@ class _Reconciliation:
         inherits = value in self._native and self._origins.get(result) == value and result not in self._added
         if inherits:
             self._added[result] = self._native[value]
-        edited = self._searched(joined)
+        edited = self._searched(joined, self._piece(joined.nodes))
         if edited is None and inherits:
             del self._added[result]
         return None if edited is None else (position, edited)
 
     def _remade(self, unit: Unit) -> list[Any]:
         """Operators for a unit: its own one edited, or else new ones."""
-        edited = self._searched(unit)
-        return [edited] if edited is not None else operators_for(self._editor, self._piece(unit.nodes), self._index_of)
-
-    def _searched(self, unit: Unit) -> Any:
-        """The unit's one operator, edited so that it does all that is wanted; None where it cannot."""
         piece = self._piece(unit.nodes)
+        edited = self._searched(unit, piece)
+        if edited is not None:
+            return [edited]
+        bare = without_pads(piece)
+        edited = None if bare is None else self._searched(unit, bare[0])
+        if bare is not None and edited is not None:
+            name = f"{piece.graph.output[0].name}/padded"
+            return [padded_first(self._editor, edited, bare[1], name), edited]
+        return operators_for(self._editor, piece, self._index_of)
+
+    def _searched(self, unit: Unit, piece: onnx.ModelProto) -> Any:
+        """The unit's one operator, edited so that it does all that is wanted; None where it cannot."""
         alone = len(unit.operators) == len(piece.graph.output) == 1
         form = self._form(unit.operators[0]) if alone else None
         if form is None:
