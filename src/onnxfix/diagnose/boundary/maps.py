@@ -87,6 +87,10 @@ class InputMap:
             {k: self.takes[axis] for k, axis in enumerate(perm) if axis in self.takes},
         )  # fmt: skip
 
+    def unmoved(self) -> InputMap:
+        """The same picks, scales and shifts in the input's own layout."""
+        return self.transposed(tuple(int(axis) for axis in np.argsort(self.perm)))
+
     def taken(self, axis: int, index: np.ndarray) -> InputMap:
         """This map, then only some elements along an axis."""
         before = self.takes.get(axis)

@@ -146,8 +146,8 @@ def nearest(source: Model, target: Model, samples: Samples) -> float:
 
 def _moved_on(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> Iterator[Change]:
     """Axes that are moved before a layer that does not care: what follows tells."""
-    structural = next(iter(_structural(ours, theirs, pair)), None)
-    if structural is None or structural.moves_nothing() or not structural.fits(theirs.shape):
+    structural = next((way for way in _structural(ours, theirs, pair) if not way.moves_nothing()), None)
+    if structural is None or not structural.fits(theirs.shape):
         return
 
     def apart(way: InputMap) -> float:
@@ -166,13 +166,18 @@ def _moved_on(ours: _Side, theirs: _Side, pair: InputPair, samples: Samples) -> 
 
 
 def _structural(ours: _Side, theirs: _Side, pair: InputPair) -> Iterator[InputMap]:
-    """The map that makes what both lowered graphs do to the input the same."""
+    """The maps that make what both lowered graphs do to the input the same: first without moved axes.
+
+    One graph may move axes before its first layer that the other moves later on.
+    """
     a, b = ours.reach(), theirs.reach()
-    back = b.map.inverse()
-    if back is not None and a.map.rank == b.map.rank:
-        way = back.after(a.map.after(_given(pair, theirs)))
-        if not way.is_identity() and not _same_steps(a, b, way):
-            yield way
+    given = _given(pair, theirs)
+    for one, other in ((a.map.after(given).unmoved(), b.map.unmoved()), (a.map.after(given), b.map)):
+        back = other.inverse()
+        if back is not None and one.rank == other.rank:
+            way = back.after(one)
+            if not way.is_identity() and not _same_steps(a, b, way):
+                yield way
 
 
 def _given(pair: InputPair, theirs: _Side) -> InputMap:
