@@ -9,8 +9,10 @@ import onnx
 import pytest
 
 import onnxfix
+from onnxfix.canonical.legalization import legalize
 from onnxfix.errors import ExportError
 from onnxfix.frameworks.export_keras import to_keras, to_keras_fixed
+from onnxfix.frameworks.keras_building import build_on
 from small_onnx import images, network, normal
 
 keras = pytest.importorskip("keras")
@@ -107,6 +109,39 @@ CASES = {
     "gelu": ("a = Gelu (x) b = Gelu <approximate = \"tanh\"> (x) c = Add (b, b) y = Add (a, c)", {}),
     "named like an op": ("relu = Relu (x) y = Mul (relu, relu)", {}),
 }  # fmt: skip
+
+
+LAYERS = {
+    "activations": (
+        "a = Tanh (x) b = Elu <alpha = 0.5> (a) c = LeakyRelu <alpha = 0.2> (b) d = Relu (c) e = Clip (d, lo, hi) "
+        "y = Softmax <axis = 2> (e)", {"lo": np.float32(0), "hi": np.float32(0.7)},
+    ),
+    "merges": (
+        "c = Conv (x, w) s = Sub (c, x) m = Max (s, x, c) p = Mul (m, k) q = Concat <axis = 1> (p, x) y = Add (q, t)",
+        {"w": normal(6, 6, 1, 1), "k": np.float32(0.3), "t": np.array([[0.5]], np.float32)},
+    ),
+    "broadcast": ("s = GlobalAveragePool (x) y = Mul (x, s)", {}),
+    "maps": (
+        "p = Pad (x, n) a = AveragePool <kernel_shape = [2, 3], strides = [2, 1]> (p) m = MaxPool <kernel_shape = [2, 2]> (a) "
+        "t = Transpose <perm = [0, 3, 1, 2]> (m) y = Reshape (t, z)", {"n": ints(0, 0, 1, 0, 0, 0, 0, 2), "z": ints(0, 8, -1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LAYERS)
+def test_layers_mean_the_same_as_functions(what: str) -> None:
+    body, constants = LAYERS[what]
+    source = onnxfix.load(model_of(body, **constants))
+    legal = legalize(source.proto, "keras")
+    x = keras.Input((6, 7, 9))
+    (tensor,) = build_on(legal, {"x": x}, set(), layers=True).values()
+    built = keras.Model(x, tensor)
+    value = normal(3, 6, 7, 9, scale=2)
+    (expected,) = source.run({"x": value}).values()
+    np.testing.assert_allclose(np.asarray(built(value)), expected, rtol=0, atol=NOISE * np.abs(expected).max())
+    functions = {type(operation).__name__ for operation in built.operations if not isinstance(operation, keras.Layer)}
+    # Between layouts tensors are transposed by a function; a merging layer does not broadcast as ONNX does.
+    assert functions <= ({"Transpose", "Multiply"} if what == "broadcast" else {"Transpose"})
 
 
 @pytest.mark.parametrize("what", CASES)

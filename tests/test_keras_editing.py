@@ -132,7 +132,7 @@ SETTINGS = {
     "slope": (lambda m: [attribute(m, "leaky", "LeakyRelu", "alpha", 0.3)], {"leaky": {"negative_slope": 0.3}}),
     "activation": (lambda m: [instead(m, "depth", "Relu", "Sigmoid")], {"depth": {"activation": "sigmoid"}}),
     "activation that is no setting": (
-        lambda m: [instead(m, "depth", "Relu", "Elu", alpha=0.3)], {"depth": {"activation": "linear"}}
+        lambda m: [instead(m, "depth", "Relu", "Elu", alpha=0.3)], {"depth": {"activation": "linear"}, "depth_elu": "ELU"},
     ),
     "activation inside": (lambda m: [instead(m, "block/deep", "Tanh", "Relu")], {"deep": {"activation": "relu"}}),
     "softmax left out": (lambda m: [instead(m, "labels", "Softmax", "Identity")], {"labels": {"activation": "linear"}}),
@@ -184,7 +184,8 @@ def test_operands_change_places(target: onnxfix.Model) -> None:
 
 def test_operations_that_are_no_layers_change_too(target: onnxfix.Model) -> None:
     (half,) = (n for n in target.proto.graph.node if n.op_type == "Mul" and target.layers.get(n.name) == "mean")
-    assert changes(target.native, edited(target, [parameter(target, half.input[1], 0.25)])) == {}
+    made = edited(target, [parameter(target, half.input[1], 0.25)])
+    assert changes(target.native, made) == {"multiply_mul": "Rescaling"}
 
 
 def test_a_preparation_is_put_before_and_a_label_map_behind(target: onnxfix.Model) -> None:
@@ -200,7 +201,7 @@ def test_a_preparation_is_put_before_and_a_label_map_behind(target: onnxfix.Mode
         renamed={"labels": "labels/raw"},
     )
     made = edited(target, [before, behind])
-    assert changes(target.native, made) == {}
+    assert changes(target.native, made) == {"scaled_mul": "Rescaling"}
     assert weights(made).keys() == weights(target.native).keys()
 
 
@@ -266,7 +267,7 @@ def test_a_sequential_model_stays_one_where_it_can() -> None:
     kept = node(model, "f", "Reshape")
     between = helper.make_node("Transpose", [kept.input[0]], ["turned"], "turn", perm=[0, 2, 1, 3])
     made = edited(model, [ReplaceRegion((), (between,), {}, {(kept.name, 0): "turned"}, lowered=True)])
-    assert changes(model.native, made) == {}
+    assert isinstance(made, keras.Sequential) and changes(model.native, made) == {"p_transpose": "Permute"}
 
 
 def test_what_is_code_is_refused_and_says_so() -> None:
@@ -336,6 +337,27 @@ def test_a_legacy_file_differs_in_the_patch_alone(tmp_path: Path) -> None:
     first, second = json.loads(notes["model_config"]), json.loads(own["model_config"])
     first["config"]["layers"][1]["config"]["activation"] = "tanh"
     assert first == second
+
+
+def test_a_legacy_file_holds_layers_alone(tmp_path: Path) -> None:
+    sequential().save(tmp_path / "net.h5")
+    model = onnxfix.load(tmp_path / "net.h5")
+    own = adapter(model.framework)
+    made = own.edited(model, [instead(model, "c", "Relu", "Sin")])
+    with pytest.raises(ExportError, match=r"legacy \.h5 files hold layers only.*sin"):
+        own.write(model, made, tmp_path / "fixed.h5")
+    made = written(model, [instead(model, "c", "Relu", "LeakyRelu", alpha=0.4)], tmp_path / "fixed.h5")
+    assert changes(model.native, made) == {"c": {"activation": "linear"}, "c_leakyrelu": "LeakyReLU"}
+
+
+def test_a_layer_that_did_nothing_does_what_is_put_in_behind_it() -> None:
+    x = keras.Input((4,), name="x")
+    y = layers.Dense(4, name="a")(x)
+    model = onnxfix.load(numbered(keras.Model(x, layers.Dense(3, name="b")(layers.Activation("linear", name="idle")(y)))))
+    reader = next(n for n in model.proto.graph.node if "b/kernel" in n.input)
+    put = helper.make_node("Tanh", [reader.input[0]], ["t"], "put")
+    made = edited(model, [ReplaceRegion((), (put,), {}, {(reader.name, 0): "t"}, lowered=True)])
+    assert changes(model.native, made) == {"idle": {"activation": "tanh"}}
 
 
 def test_files_of_older_versions_keep_their_words() -> None:

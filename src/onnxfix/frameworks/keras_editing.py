@@ -42,6 +42,7 @@ class Edit:
         variables: Initializer of the lowered graph -> the Keras variable that it is.
         taken: Names of layers.
         assigned: Initializer -> the value that its variable gets.
+        replaces: Whether nodes that are put in may take the place of the layer that was read there before.
     """
 
     old: GraphIndex
@@ -50,6 +51,7 @@ class Edit:
     variables: Mapping[str, Any]
     taken: set[str]
     assigned: MutableMapping[str, np.ndarray]
+    replaces: bool = True
 
     def name(self, value: str) -> str:
         """The name of a lowered value in the patched graph."""
@@ -133,15 +135,15 @@ class Rebuilding:
             raise ExportError(f"the layer {node.operation.name} cannot be told apart from its neighbours")
         return self.value(expected)
 
-    def value(self, name: str) -> Any:
-        """The tensor of a value of the patched graph."""
+    def value(self, name: str, before: Any = None) -> Any:
+        """The tensor of a value of the patched graph; ``before`` is what was in its place in the old model."""
         if name in self._inputs:
             return self._inputs[name]
         if name not in self._values:
-            self._values[name] = self._made(name)
+            self._values[name] = self._made(name, before)
         return self._values[name]
 
-    def _made(self, name: str) -> Any:
+    def _made(self, name: str, before: Any) -> Any:
         symbol = self._by_name.get(name)
         if symbol is not None:
             node = self._makers[id(symbol)]
@@ -150,8 +152,11 @@ class Rebuilding:
                 return self._call(node, match)[_index(node.outputs, symbol)]
         maker = self._edit.new.makers.get(name)
         if maker is not None and maker.op_type == "Identity" and maker.input[0] != name and symbol is None:
-            return self.value(maker.input[0])
-        return self._replaced(name, self._around(name) if symbol is None else symbol)
+            return self.value(maker.input[0], before)
+        symbol = self._around(name) if symbol is None else symbol
+        if symbol is None and id(before) in self._makers:
+            return self._replaced(name, before, own=False)
+        return self._replaced(name, symbol)
 
     def knows(self, value: str) -> bool:
         """Whether a value of the patched graph has the name of what one of the model's calls makes."""
@@ -240,7 +245,9 @@ class Rebuilding:
             maker = self._makers[id(symbol)]
             return self._call(maker, match)[_index(maker.outputs, symbol)]
         bound = match.inputs.get(name)
-        return self.keep(symbol) if bound is None or bound == self.expected(symbol) else self.value(bound)
+        if bound is None or bound == self.expected(symbol):
+            return self.keep(symbol)
+        return self.value(bound, symbol if self._edit.replaces else None)
 
     def _with_weights(self, operation: Any, parameters: Mapping[str, np.ndarray]) -> Any:
         """The operation, or a copy of it where another call of it needs other weights."""
@@ -254,10 +261,16 @@ class Rebuilding:
         twin.set_weights([own.get(id(variable), np.asarray(variable)) for variable in operation.weights])
         return twin
 
-    def _replaced(self, name: str, symbol: Any) -> Any:
-        """A value that no call of the model makes any more: by a layer with another configuration, or op by op."""
+    def _replaced(self, name: str, symbol: Any, *, own: bool = True) -> Any:
+        """A value that no call of the model makes any more: by a layer with another configuration, or op by op.
+
+        Args:
+            name: The value.
+            symbol: What it stands in the place of.
+            own: Whether it is what the call of ``symbol`` made, and not something put in behind that.
+        """
         node = None if symbol is None else self._makers[id(symbol)]
-        if node is not None and id(node) in self._inner:
+        if node is not None and own and id(node) in self._inner:
             found = self._inside(node, symbol)
             if found is not None:
                 return found
@@ -268,7 +281,7 @@ class Rebuilding:
         if stray is not None:
             raise EscapeError(f"{name} depends on {stray}, which it is not given")
         self._values.update({value: make() for value, make in moved.items() if value in begins})
-        if node is not None and not moved and not self._is_shared(node.operation):
+        if node is not None and own and not moved and not self._is_shared(node.operation):
             self._edit.taken.discard(node.operation.name)
         if node is not None and not moved and hasattr(node.operation, "get_config"):
             end = self._refitted(node, name, nodes, begins)

@@ -13,12 +13,6 @@ from onnxfix.frameworks.graph_matching import GraphIndex
 from onnxfix.frameworks.keras_building import build_on
 from onnxfix.frameworks.keras_fitting import cut
 
-# What becomes a layer with weights.
-_WEIGHTED = frozenset({
-    "Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "BatchNormalization", "LayerNormalization",
-    "GroupNormalization", "InstanceNormalization", "RMSNormalization",
-})
-
 
 def built_of(
     graph: GraphIndex, value: str, nodes: Sequence[onnx.NodeProto], tensors: Mapping[str, Any], layer: str | None,
@@ -44,7 +38,7 @@ def built_of(
         legal = legalize(cut(graph, [_called_after(n, layer) for n in nodes], infos, [value]), "keras")
     except CanonicalizationError as error:
         raise ExportError(str(error)) from error
-    return build_on(legal, tensors, taken)[value]
+    return build_on(legal, tensors, taken, layers=True)[value]
 
 
 def _info(name: str, tensor: Any) -> onnx.ValueInfoProto:
@@ -57,5 +51,5 @@ def _called_after(node: onnx.NodeProto, layer: str | None) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     if layer is not None:
-        copy.name = layer if node.op_type in _WEIGHTED else f"{layer}_{node.op_type}"
+        copy.name = layer
     return copy

@@ -33,8 +33,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "activation": _ACTIVATIONS,
     "recurrent_activation": ("sigmoid", "hard_sigmoid", "tanh", "relu", "linear"),
 }
-# Relative: what a setting loses that was recomputed from float32 weights.
-_ROUNDED = 1e-6
+# Relative: what a setting may lose that was recomputed from float32 weights.
+_ROUNDED = 1e-3
 # Settings that faults change together.
 _WINDOW = ("strides", "dilation_rate", "padding", "pool_size", "size")
 
@@ -83,10 +83,12 @@ def _parts(values: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _decimals(value: float) -> Iterator[float]:
-    """A float32 as settings are written down: in a few digits where that is as good, and in as many as it takes."""
-    few, whole = float(f"{value:.4g}"), float(str(np.float32(value)))
-    if abs(few - whole) <= _ROUNDED * abs(whole):
-        yield few
+    """A float32 as settings are written down: in a few digits where that may be meant, and in as many as it takes."""
+    whole = float(str(np.float32(value)))
+    for digits in (1, 2, 4):
+        few = float(f"{value:.{digits}g}")
+        if abs(few - whole) <= _ROUNDED * abs(whole):
+            yield few
     yield whole
 
 

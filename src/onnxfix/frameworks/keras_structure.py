@@ -37,20 +37,24 @@ def restructured(model: Model, patches: Sequence[Patch]) -> Any:
     if functional(model.native) is None:
         raise refusal(model, others[0], "the structure of a subclassed model is the code of its class")
     patched = apply(model.proto, patches)
-    try:
-        with quiet():
-            made = _made(model, patched, patches)
-    except ExportError as error:
-        raise refusal(model, others[0], str(error).rstrip(".")) from error
-    except Exception as error:  # Keras's layers refuse what they are called with each in its own way
-        raise refusal(model, others[0], f"Keras refuses the edited model ({first_line(error)})") from error
-    problem = _difference(model, patched, made)
-    if problem:
-        raise refusal(model, others[0], f"the edited model answers differently ({problem})")
-    return made
+    failures = []
+    for replaces in (True, False):
+        try:
+            with quiet():
+                made = _made(model, patched, patches, replaces=replaces)
+        except ExportError as error:
+            failures.append(str(error).rstrip("."))
+        except Exception as error:  # Keras's layers refuse what they are called with each in its own way
+            failures.append(f"Keras refuses the edited model ({first_line(error)})")
+        else:
+            problem = _difference(model, patched, made)
+            if problem is None:
+                return made
+            failures.append(f"the edited model answers differently ({problem})")
+    raise refusal(model, others[0], failures[-1])
 
 
-def _made(model: Model, patched: onnx.ModelProto, patches: Sequence[Patch]) -> Any:
+def _made(model: Model, patched: onnx.ModelProto, patches: Sequence[Patch], *, replaces: bool) -> Any:
     from onnxfix.frameworks.keras import variables
     from onnxfix.frameworks.keras_files import copied
 
@@ -63,7 +67,7 @@ def _made(model: Model, patched: onnx.ModelProto, patches: Sequence[Patch]) -> A
     edit = Edit(
         GraphIndex(model.proto), GraphIndex(patched), _renamed(patches),
         {name: by_name[own] for name, own in model.parameters.items()},
-        {operation.name for operation in graph._operations}, {},
+        {operation.name for operation in graph._operations}, {}, replaces,
     )
     inputs = _inputs(graph, patched)
     rebuilding = Rebuilding(edit, frame, names, {})

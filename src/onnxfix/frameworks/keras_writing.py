@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxfix.errors import ExportError
 from onnxfix.frameworks.keras_files import config_of, copy_zip
+from onnxfix.frameworks.keras_graph import functional
 from onnxfix.frameworks.sniff import Content, sniff
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def save_file(model: Model, changed: Any, path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in (".keras", ".h5", ".hdf5"):
         raise ExportError(f"A Keras model is saved as .keras, .h5 or .onnx, not as {suffix or 'a directory'}.")
+    functions = [] if suffix == ".keras" else sorted(_functions(functional(changed)))
+    if functions:
+        raise ExportError(
+            f"legacy {suffix} files hold layers only, and the edited model also has the operations "
+            f"{', '.join(functions)}: save it as .keras."
+        )
     rewrite = None if model.path is None else _REWRITES.get((sniff(model.path), suffix == ".keras"))
     if model.path is None or rewrite is None or not rewrite(model.path, model.native, changed, path):
         changed.save(path)
@@ -62,6 +69,15 @@ def _rewrite_zip(original: Path, native: Any, changed: Any, path: Path) -> bool:
         replaced[_WEIGHTS] = content
     copy_zip(original, path, replaced)
     return True
+
+
+def _functions(graph: Any) -> Iterator[str]:
+    """Names of the operations of a graph, and of those inside, that are no layers."""
+    for operation in [] if graph is None else graph._operations:
+        if hasattr(operation, "weights"):
+            yield from _functions(functional(operation))
+        else:
+            yield operation.name
 
 
 class _Stored:

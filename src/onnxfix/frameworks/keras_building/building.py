@@ -11,6 +11,7 @@ import onnx
 
 from onnxfix import mapped
 from onnxfix.errors import ExportError
+from onnxfix.frameworks.keras_building.as_layers import as_layer
 from onnxfix.frameworks.keras_building.functions import OTHERS, SAME, function
 from onnxfix.frameworks.keras_building.normalizing import NORMALIZING
 from onnxfix.frameworks.keras_building.reducing import REDUCING
@@ -52,13 +53,16 @@ def build(proto: onnx.ModelProto) -> Any:
     return keras.Model([*inputs.values()], named if len(named) > 1 else named[0])
 
 
-def build_on(proto: onnx.ModelProto, inputs: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
+def build_on(
+    proto: onnx.ModelProto, inputs: Mapping[str, Any], taken: set[str], *, layers: bool = False
+) -> dict[str, Any]:
     """What a graph computes from symbolic tensors of Keras, as further ones.
 
     Args:
         proto: A graph legalised for ``"keras"``.
         inputs: Graph input -> the tensor that it is.
         taken: Names that new layers must not have; those of the new layers are added.
+        layers: Make layers where there are such, and functions of ``keras.ops`` only where there are none.
 
     Returns:
         Graph output -> tensor.
@@ -72,7 +76,7 @@ def build_on(proto: onnx.ModelProto, inputs: Mapping[str, Any], taken: set[str])
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.name = free_name(node.name or node.op_type, taken)
-        results = _results(copy, [values[name] if name else None for name in node.input])
+        results = _results(copy, [values[name] if name else None for name in node.input], layers)
         values.update((name, value) for name, value in zip(node.output, results, strict=False) if name)
     answers = {info.name: values[info.name] for info in proto.graph.output}
     constant = next((name for name, value in answers.items() if value.constant is not None), None)
@@ -104,7 +108,7 @@ def free_name(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _results(node: onnx.NodeProto, operands: list[Value | None]) -> list[Value]:
+def _results(node: onnx.NodeProto, operands: list[Value | None], layers: bool) -> list[Value]:
     attributes = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
     if node.op_type in _PASSED_ON and operands[0] is not None:
         return [operands[0]]
@@ -114,7 +118,8 @@ def _results(node: onnx.NodeProto, operands: list[Value | None]) -> list[Value]:
         constants = [None if value is None else value.constant for value in operands]
         return [Value(np.asarray(result)) for result in evaluate_op(node.op_type, constants, attributes, opset=_OPSET)]
     try:
-        result = _RULES[node.op_type](node, operands, attributes)
+        layer = as_layer(node, operands, attributes) if layers else None
+        result = layer or _RULES[node.op_type](node, operands, attributes)
     except Unsupported as reason:
         raise ExportError(f"{node.name}: {node.op_type} {reason}, which has no Keras form here.") from reason
     return result if isinstance(result, list) else [result]
