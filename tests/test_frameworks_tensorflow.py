@@ -270,11 +270,3 @@ def test_a_frozen_graph_is_written_back_constant_by_constant(net, frozen, tmp_pa
     np.testing.assert_array_equal(again[bias], net.bias.numpy() + 1)
     with pytest.raises(ExportError, match="cannot take"):
         adapter(Framework.TENSORFLOW).with_parameters(model, {bias: np.zeros(3, np.float32)})
-
-
-def test_a_saved_model_says_that_only_onnx_is_available(saved, tmp_path):
-    model = onnxfix.load(saved)
-    with pytest.raises(ExportError, match=r"save it as \.onnx"):
-        adapter(Framework.TENSORFLOW).save(model, {}, tmp_path / "copy")
-    with pytest.raises(ExportError, match=r"save it as \.onnx"):
-        adapter(Framework.TENSORFLOW).with_parameters(model, {})

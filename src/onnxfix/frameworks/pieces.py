@@ -19,7 +19,8 @@ from onnxfix.runtime.session import Session
 from onnxfix.surgeon.patch import ChangeBoundary, Patch
 
 Key = TypeVar("Key", bound=Hashable)
-_SAME = 1e-5  # relative to the largest number of a tensor
+# Relative to the largest number of a tensor: one value or two, and one computed by two runtimes in other orders.
+_SAME, _SAME_RUN = 1e-5, 1e-4
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Edits:
 
 def edits(
     old: onnx.ModelProto, new: onnx.ModelProto, native: Collection[str], parameters: Collection[str],
-    samples: Mapping[str, np.ndarray],
+    samples: Mapping[str, np.ndarray], forced: Collection[str] = (),
 ) -> Edits:
     """Compare two lowered graphs piece by piece.
 
@@ -64,6 +65,8 @@ def edits(
         native: Values of the old graph that the native model has, outputs and inputs among them.
         parameters: Initializers that the native model has; their values do not matter here.
         samples: Values of the patched graph, from which the pieces' inputs take type and rank.
+        forced: Values that are computed anew even if nothing tells their pieces apart: a native operator may have a
+            size fixed that the lowered graph derives from another.
     """
     before, after = _Graph(old, parameters), _Graph(new, parameters)
     # What depends on no input goes with whoever reads it: converters want weights to be constants.
@@ -73,9 +76,9 @@ def edits(
     rewired: list[tuple[str, str, str]] = []
     for value in (o for node in new.graph.node for o in node.output if o in stops):
         ours, theirs = before.behind(value, stops), after.behind(value, stops)
-        if before.told(ours) == after.told(theirs):
+        if before.told(ours) == after.told(theirs) and value not in forced:
             continue
-        exchanged = _exchanged(ours, theirs, before, after)
+        exchanged = None if value in forced else _exchanged(ours, theirs, before, after)
         for was, now in exchanged or ():
             if now not in stops and now not in pieces:
                 pieces[now] = _piece(after, now, stops, samples)
@@ -120,12 +123,17 @@ def matched(lowered: Mapping[str, np.ndarray], native: Mapping[Key, np.ndarray])
     return found
 
 
-def _equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
+def first_apart(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> str | None:
+    """The first value that two runs disagree on; both in the order of ``expected``."""
+    return next((n for n, v in expected.items() if n in actual and not _equal(v, actual[n], _SAME_RUN)), None)
+
+
+def _equal(ours: np.ndarray, theirs: np.ndarray, tolerance: float = _SAME) -> bool:
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     if ours.dtype.kind != "f":
         return bool(np.array_equal(ours, theirs))
-    return bool(np.allclose(ours, theirs, rtol=0, atol=_SAME * float(np.max(np.abs(ours), initial=0.0))))
+    return bool(np.allclose(ours, theirs, rtol=0, atol=tolerance * float(np.max(np.abs(ours), initial=0.0))))
 
 
 def renamed_as(old: onnx.ModelProto, patches: Iterable[Patch]) -> tuple[onnx.ModelProto, dict[str, str]]:

@@ -42,13 +42,26 @@ def _follows(nodes: dict[str, Any], model: Model, patch: Patch) -> bool:
     """Whether TensorFlow computes the attribute itself: the padding SAME."""
     if not isinstance(patch, SetAttribute) or patch.attribute not in ("pads", "auto_pad"):
         return False
-    owner = nodes.get(model.layers.get(patch.node, ""))
+    owner = _owner(nodes, model, patch, "padding")
     return owner is not None and owner.attr["padding"].s == b"SAME"
+
+
+def _owner(nodes: dict[str, Any], model: Model, patch: SetAttribute, attribute: str) -> Any:
+    """The operator that has the attribute: a lowered convolution may go by the name of the bias added to it."""
+    level = [model.layers.get(patch.node, "")]
+    for _ in range(_DEPTH):
+        found = [nodes[name] for name in level if name in nodes]
+        owner = next((node for node in found if attribute in node.attr), None)
+        if owner is not None:
+            return owner
+        level = [name.lstrip("^").split(":")[0] for node in found for name in node.input]
+    return None
 
 
 def _set(nodes: dict[str, Any], model: Model, patch: Patch) -> Iterator[Any]:
     if isinstance(patch, SetAttribute):
-        owner = nodes.get(model.layers.get(patch.node, ""))
+        name = _WINDOWS.get(patch.attribute) or _NUMBERS.get(patch.attribute, "")
+        owner = _owner(nodes, model, patch, name) if name else None
         if owner is not None and _set_attribute(owner, patch):
             yield owner
     elif isinstance(patch, SetParameter):

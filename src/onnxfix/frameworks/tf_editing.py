@@ -7,7 +7,7 @@ computed in another way keeps its name, so that all that reads it stays as it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ from onnxfix.errors import ExportError, OnnxFixError
 from onnxfix.frameworks import Feeds
 from onnxfix.frameworks.agreement import disagreement
 from onnxfix.frameworks.example_inputs import accepted_feeds
-from onnxfix.frameworks.pieces import Piece, edits, matched, observed, renamed_as
+from onnxfix.frameworks.pieces import Edits, Piece, edits, first_apart, matched, observed, renamed_as
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.tf_attributes import set_directly
 from onnxfix.frameworks.tf_function import FlatGraph
 from onnxfix.frameworks.writing import refusal
 from onnxfix.surgeon.apply import apply
 from onnxfix.surgeon.patch import Patch, SetParameter
+
+_MOST_FORCED = 12
 
 if TYPE_CHECKING:
     from onnxfix.frameworks.tensorflow import TensorFlowModel
@@ -58,10 +60,16 @@ def edited(model: Model, patches: Sequence[Patch], values: Mapping[str, np.ndarr
             made = _made(native, direct, outputs, values, changed, False)
             if _agrees(patched, made, feeds):
                 return made
-        whole, outputs = _spliced(model, patched, flat, patches, others)
-        made = _made(native, whole, outputs, values, {}, True)
-        if _agrees(patched, made, feeds):
-            return made
+        forced: set[str] = set()
+        while len(forced) < _MOST_FORCED:
+            splice = _Splice(model, patched, _copied(flat), patches, others, forced)
+            made = _made(native, splice.flat, splice.outputs, values, {}, True)
+            if _agrees(patched, made, feeds):
+                return made
+            wrong = splice.first_wrong(made)
+            if wrong is None or wrong in forced:
+                break
+            forced.add(wrong)
         raise ExportError("the edited graph does not compute what the patches mean")
     except OnnxFixError as error:
         raise refusal(model, others[0], str(error).rstrip(".")) from error
@@ -121,35 +129,59 @@ def _copied(graph_def: Any) -> Any:
     return copy
 
 
-def _spliced(
-    model: Model, patched: Model, flat: Any, patches: Sequence[Patch], others: Sequence[Patch]
-) -> tuple[Any, tuple[tuple[str, str], ...]]:
-    """The graph with the changed pieces in it, and its outputs."""
-    feeds = accepted_feeds(model, None, (2,))[0]
-    own = [p for p in patches if isinstance(p, SetParameter) and p.name in model.parameters and not p.readers]
-    old = apply(model.proto, own)
-    before, names = renamed_as(old, others)
+class _Splice:
+    """The graph with the changed pieces in it.
+
+    Attributes:
+        flat: The graph.
+        outputs: Its outputs, tensor and name.
+    """
+
+    def __init__(
+        self, model: Model, patched: Model, flat: Any, patches: Sequence[Patch], others: Sequence[Patch],
+        forced: Collection[str],
+    ) -> None:
+        self.flat = flat
+        feeds = accepted_feeds(model, None, (2,))[0]
+        own = [p for p in patches if isinstance(p, SetParameter) and p.name in model.parameters and not p.readers]
+        old = apply(model.proto, own)
+        before, names = renamed_as(old, others)
+        native = _native(model, flat, old, feeds)
+        given = {name: native[name] for name in feeds}
+        self._native = given | {names.get(value, value): tensor for value, tensor in native.items()}
+        self._feeds, self._expected = feeds, observed(patched.proto, feeds)
+        change = edits(before, patched.proto, self._native, model.parameters, self._expected, forced)
+        self._put_together(change)
+        wanted = [info.name for info in patched.proto.graph.output]
+        final = {n: self._native[n] if n in change.replaced else self._places.get(n) or self._native[n] for n in wanted}
+        self.outputs = tuple((tensor, name) for name, tensor in final.items())
+        _drop_dead(flat, [tensor for tensor, _ in self.outputs], model.native.graph.graph_def)
+        self._model = patched
+
+    def _put_together(self, change: Edits) -> None:
+        self._places: dict[str, str] = {}
+        for index, piece in enumerate(change.pieces):
+            inputs = [self._places.get(value) or self._native[value] for value in piece.inputs]
+            self._places[piece.value] = _put_in(self.flat, piece, f"repaired_{index}", inputs)
+        for value, was, now in change.rewired:
+            _rewire(self.flat, self._native[value], self._native[was], self._places.get(now) or self._native[now])
+        for value, now in change.replaced.items():
+            _take_over(self.flat, self._native[value], self._places[now], set(self._places.values()))
+
+    def first_wrong(self, made: Any) -> str | None:
+        """The first value of the patched lowered graph that the edited graph computes in another way."""
+        theirs = replace(self._model, native=made).activations(self._feeds)
+        actual = {name: theirs[tensor] for name, tensor in self._native.items() if tensor in theirs}
+        return first_apart({n: v for n, v in self._expected.items() if n not in self._feeds}, actual)
+
+
+def _native(model: Model, flat: Any, old: onnx.ModelProto, feeds: Feeds) -> dict[str, str]:
+    """Lowered value -> the tensor of the graph that is the same."""
     made = _made(model.native, flat, model.native.graph.outputs, {}, {}, False)
     theirs = replace(model, native=made).activations(feeds)
     tensors = {name: value for name, value in theirs.items() if ":" in name}
     known = {name: tensor for tensor, name in (*made.graph.inputs.items(), *made.graph.outputs)}
-    native = matched(observed(old, feeds), tensors) | {n: t for n, t in known.items() if n in feeds or t in tensors}
-    given = {name: native[name] for name in feeds}
-    native = given | {names.get(value, value): tensor for value, tensor in native.items()}
-    change = edits(before, patched.proto, native, model.parameters, observed(patched.proto, feeds))
-    places: dict[str, str] = {}
-    for index, piece in enumerate(change.pieces):
-        inputs = [places.get(value) or native[value] for value in piece.inputs]
-        places[piece.value] = _put_in(flat, piece, f"repaired_{index}", inputs)
-    for value, was, now in change.rewired:
-        _rewire(flat, native[value], native[was], places.get(now) or native[now])
-    for value, now in change.replaced.items():
-        _take_over(flat, native[value], places[now], set(places.values()))
-    final = {name: places.get(name) or native[name] for name in (info.name for info in patched.proto.graph.output)}
-    final = {name: native.get(name, tensor) if name in change.replaced else tensor for name, tensor in final.items()}
-    outputs = tuple((tensor, name) for name, tensor in final.items())
-    _drop_dead(flat, [tensor for tensor, _ in outputs], model.native.graph.graph_def)
-    return flat, outputs
+    return matched(observed(old, feeds), tensors) | {n: t for n, t in known.items() if n in feeds or t in tensors}
 
 
 def _put_in(flat: Any, piece: Piece, prefix: str, inputs: Sequence[str]) -> str:

@@ -64,8 +64,10 @@ def save_function(model: Model, native: TensorFlowModel, path: Path) -> None:
 def _save(root: Any, signatures: Mapping[str, Any], path: Path) -> None:
     import tensorflow as tf
 
+    # Gradients that layers define of their own are traced a second time, which loaded functions do not survive.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
-        tf.saved_model.save(root, str(path), signatures=dict(signatures))
+        tf.saved_model.save(root, str(path), signatures=dict(signatures), options=options)
     except Exception as error:  # TensorFlow's errors share no base with the ValueErrors of its argument checks
         raise ExportError(f"TensorFlow cannot save the model: {first_line(error)}.") from error
 
