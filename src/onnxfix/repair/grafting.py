@@ -26,7 +26,7 @@ from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetConstant
 # Ops that change how numbers lie, and nothing else.
 _MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _MOST_MOVES = 4
-_SAME = 1e-5  # relative to the largest number of a tensor
+_SAME = 1e-4  # relative to the largest number of a tensor; at the end of MobileNetV2 folding alone makes 3e-5
 
 
 class _Unplaced(Exception):
