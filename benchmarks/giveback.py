@@ -79,11 +79,13 @@ def cell(row: str, column: str, folder: Path) -> dict[str, Any]:
     inputs = data().transpose(0, 3, 1, 2).copy() if family else data()
     made = MAKERS[column](row, folder)
     if isinstance(made, str):
-        return {"outcome": "impossible", "reason": made}
+        return {"outcome": "no such fault", "reason": made}
     target, output = made
     source = _torch_source(row) if family else keras_net()
     fix = onnxfix.repair(source if not family else onnxfix.load(source, inputs[:2]), target, {"image": inputs})
     told = {"patches": [patch.describe() for patch in fix.patches], "faults": [f.kind for f in fix.diagnosis.faults]}
+    if not fix.patches and row == "dynamic batch" and fix.success:
+        return {"outcome": "no such fault", "reason": "a fixed batch is fed one sample at a time", **told}
     if not fix.patches:
         return {"outcome": "no patch", "reason": repr(fix), **told}
     if not fix.success:

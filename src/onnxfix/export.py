@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from onnxfix.errors import CanonicalizationError, ExportError, MissingDependency
 from onnxfix.frameworks import Feeds, Framework
 from onnxfix.frameworks.converters import check_suffix, converters, write
 from onnxfix.model import Model, load
+from onnxfix.surgeon.files import staged
 
 
 def export(
@@ -51,7 +50,8 @@ def export(
         check_suffix(target, Path(path))
     made = _made(source, target, inputs)
     if path is not None:
-        _write(Path(path), lambda staged: write(source, target, made, staged))
+        with staged(Path(path)) as file:
+            write(source, target, made, file)
     return made
 
 
@@ -94,20 +94,3 @@ def _check(source: Model, to: Framework, made: Any, inputs: Feeds | None) -> Non
 
         check_tensorflow(source, made, inputs)
 
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the destination first, so that no half-written file takes its name."""
-    if not path.parent.is_dir():
-        raise ExportError(f"the folder {path.parent} does not exist: create it first.")
-    folder = Path(tempfile.mkdtemp(prefix=".onnxfix-", dir=path.parent))
-    try:
-        staged = folder / path.name
-        write(staged)
-        if path.is_dir():
-            shutil.rmtree(path)
-        for file in sorted(folder.iterdir()):
-            file.replace(path.parent / file.name)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

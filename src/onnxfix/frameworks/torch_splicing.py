@@ -85,7 +85,7 @@ def _native(module: Any, lowered: Mapping[str, np.ndarray], leaves: Sequence[Any
     class Recorder(torch.fx.Interpreter):  # type: ignore[misc]  # torch is an extra, so mypy does not follow it
         def run_node(self, n: Any) -> Any:
             value = super().run_node(n)
-            if isinstance(value, torch.Tensor) and n.op != "get_attr":
+            if isinstance(value, torch.Tensor) and n.op not in ("get_attr", "output"):
                 values[n] = to_array(value.clone())
             return value
 

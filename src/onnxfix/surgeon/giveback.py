@@ -102,6 +102,9 @@ def _worth_another_way(error: ExportError) -> bool:
 
 def _in_place(repair: Repair, path: Path) -> Written:
     target = repair.target
+    others = sorted_patches(target, repair.patches)[1]
+    if others and target.framework == Framework.PYTORCH and path.suffix.lower() in _STATE_DICT:
+        raise refusal(target, others[0], f"{path.suffix} holds weights of a module or script that stays as it is")
     if repair.model.framework == target.framework:
         model = repair.model
     else:
@@ -162,8 +165,7 @@ def _re_exported(repair: Repair, path: Path, cause: ExportError) -> Written:
     target = repair.target
     if path.suffix.lower() in _STATE_DICT:
         raise ExportError(
-            f"{path.name} can hold nothing but the weights or the script that were there, and {cause} Choose .pt2, or "
-            f"take the repaired ONNX: save it as .onnx."
+            f"{path.name} was not written: {cause} Choose .pt2, or take the repaired ONNX: save it as .onnx."
         ) from cause
     failures: list[OnnxFixError] = []
     source = _graph(repair)
