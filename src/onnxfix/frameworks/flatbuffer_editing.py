@@ -181,20 +181,22 @@ class FlatbufferEditor:
             return
         reader = self._readers[id(origin)]
         try:
-            for position, content in writes(reader, origin, item):
-                data[position : position + len(content)] = content
+            places = list(writes(reader, origin, item))  # all of them, or none
         except NotInPlaceError:
             return
+        for position, content in places:
+            data[position : position + len(content)] = content
         kept[id(item)] = reader._tab.Pos
 
     def _overwrite_ends(self, data: bytearray) -> bool:
         graph, now = self.file.root.Subgraphs(0), copy.copy(self.file.graph)
         now.inputs, now.outputs = np.array(self.inputs, np.int32), np.array(self.outputs, np.int32)
         try:
-            for position, content in writes(graph, self.file.graph, now):
-                data[position : position + len(content)] = content
+            places = list(writes(graph, self.file.graph, now))
         except NotInPlaceError:
             return False
+        for position, content in places:
+            data[position : position + len(content)] = content
         return True
 
     def _with_block(self, data: bytes, model: Any, kept: dict[int, int]) -> bytes:

@@ -89,7 +89,12 @@ class TFLiteAdapter:
         from onnxfix.frameworks.tflite_editing import edited_file
 
         values, others = sorted_patches(model, patches)
-        return edited_file(model, patches) if others else self.with_parameters(model, values)
+        if not others:
+            try:
+                return self.with_parameters(model, values)
+            except ExportError:
+                pass  # a constant that needs a place of its own first
+        return edited_file(model, patches)
 
     def write(self, model: Model, native: bytes, path: Path) -> None:
         """Write the bytes of a TFLite file."""

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from onnxfix.errors import OnnxFixError
 from onnxfix.frameworks.flatbuffer import DTYPES, Flatbuffer, schema
 from onnxfix.frameworks.flatbuffer_editing import Content, FlatbufferEditor
+from onnxfix.frameworks.tflite_graph import LANDMARK, RAW
 from onnxfix.quantization import DEQUANTIZE, QUANTIZE
 
 # Constants of up to this many elements are settings (pads, axes, sizes), compared element by element.
@@ -118,6 +119,8 @@ class Workbench:
         set_options(operator, form.options)
         operator.inputs = np.array([places[name] for name in form.inputs], np.int32)
         operator.outputs = np.array([add(name) for name in outputs], np.int32)
+        for index in operator.outputs:
+            tensors[index].shapeSignature = None  # LiteRT finds the shape anew, but not the signature
         operator.intermediates = None
         graph = module.SubGraphT(
             tensors=tensors, operators=[operator], inputs=np.array(entering, np.int32), outputs=operator.outputs,
@@ -153,7 +156,7 @@ def constant(content: np.ndarray, like: Any = None) -> Any:
 
 def inner_name(value: str) -> bytes:
     """A value's name for a tensor inside the graph, clear of the endings that the lowering gives names itself."""
-    return f"{value}_".encode() if value.endswith(("/raw", "/landmark")) else value.encode()
+    return f"{value}_".encode() if value.endswith((RAW, LANDMARK)) else value.encode()
 
 
 def dtype_of(tensor: Any) -> np.dtype[Any] | None:

@@ -12,8 +12,8 @@ from onnxfix.frameworks.flatbuffer import Flatbuffer
 from onnxfix.frameworks.lowering_tf2onnx import rename_values
 from onnxfix.frameworks.tflite_recurrent import note_operands
 
-_RAW = "/raw"
-_LANDMARK = "/landmark"
+RAW = "/inside"
+LANDMARK = "/landmark"
 _OUTPUT = "_graph_outputs"  # in the name of the Identity that tf2onnx puts in front of every graph output
 _CLIPS = {"RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0)}  # activations that tf2onnx does not know
 
@@ -111,22 +111,22 @@ def _with_landmarks(nodes: list[Any], shapes: dict[str, Any], dtypes: dict[str, 
         for index, name in enumerate(node.output):
             if dtypes.get(name, TensorProto.UNDEFINED) == TensorProto.UNDEFINED:
                 continue  # a list or a resource
-            raw = f"{name}{_RAW}"
+            raw = f"{name}{RAW}"
             shapes[raw], dtypes[raw] = shapes[name], dtypes[name]
             node.output[index] = raw
-            marked.append(helper.make_node("Identity", [raw], [name], name=f"{name}{_LANDMARK}"))
+            marked.append(helper.make_node("Identity", [raw], [name], name=f"{name}{LANDMARK}"))
     return marked
 
 
 def without_landmarks(proto: ModelProto) -> None:
     """Take the landmarks out again; the values in front of them get their names."""
-    landmarks = [node for node in proto.graph.node if node.name.endswith(_LANDMARK)]
+    landmarks = [node for node in proto.graph.node if node.name.endswith(LANDMARK)]
     native = {node.output[0] for node in landmarks}
     fixed = {value.name for value in (*proto.graph.input, *proto.graph.initializer)}
     renames: dict[str, str] = {}
     kept = []
     for node in proto.graph.node:
-        is_landmark = node.name.endswith(_LANDMARK) and node.input[0] not in native
+        is_landmark = node.name.endswith(LANDMARK) and node.input[0] not in native
         is_output = node.op_type == "Identity" and _OUTPUT in node.name and node.input[0] in native
         if (is_landmark or is_output) and node.input[0] not in fixed and node.input[0] not in renames:
             renames[node.input[0]] = node.output[0]

@@ -101,8 +101,9 @@ def found(
 def _means(lowered: onnx.ModelProto | None, wanted: onnx.ModelProto) -> bool:
     """Whether two graphs are spelled differently, but the same."""
     from onnxfix.canonical.identity import is_isomorphic
+    from onnxfix.model import Model
 
-    return lowered is not None and is_isomorphic(lowered, wanted)
+    return lowered is not None and is_isomorphic(*(Model(proto=p, native=p) for p in (lowered, wanted)))
 
 
 def candidates(form: Form, wanted: onnx.ModelProto, values: Sequence[str]) -> Iterator[Form]:

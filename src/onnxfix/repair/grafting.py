@@ -216,6 +216,9 @@ class _Graft:
         if value in self._canonical.producer:
             behind = self._target.normal_form.provenance.get(self._canonical.producer[value][0], ())
             found |= {o for n in behind if n in self._lowered.nodes for o in self._lowered.nodes[n].output if o}
+            maker = self._canonical.nodes[self._canonical.producer[value][0]]
+            if maker.op_type in _MOVES and not self._canonical.is_constant(maker.input[0]):
+                found.update(self._candidates(maker.input[0]))  # where it lies otherwise, whatever moved it there
         for _ in range(_MOST_MOVES):
             readers = {name for v in found for name, _ in self._lowered.consumers.get(v, ())}
             moving = (self._lowered.nodes[n] for n in readers if self._lowered.nodes[n].op_type in _MOVES)
