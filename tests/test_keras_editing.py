@@ -360,6 +360,15 @@ def test_a_layer_that_did_nothing_does_what_is_put_in_behind_it() -> None:
     assert changes(model.native, made) == {"idle": {"activation": "tanh"}}
 
 
+def test_a_softmax_put_in_behind_a_dense_layer_is_its_activation() -> None:
+    x = keras.Input((4,), name="x")
+    model = onnxfix.load(numbered(keras.Model(x, layers.Dense(3, name="b")(x))))
+    info = model.proto.graph.output[0]
+    put = helper.make_node("Softmax", ["b/raw"], ["b"], "put", axis=-1)
+    patch = ChangeBoundary("softmax", outputs=(info,), previous_outputs=(info,), added=(put,), renamed={"b": "b/raw"})
+    assert changes(model.native, edited(model, [patch])) == {"b": {"activation": "softmax"}}
+
+
 def test_files_of_older_versions_keep_their_words() -> None:
     old = {"class_name": "Model", "config": {"layers": [
         {"class_name": "Conv2D", "config": {"name": "c", "strides": [1, 1], "data_format": "channels_last"}, "name": "c"}]}}

@@ -8,54 +8,24 @@ the configuration by which it computes that, if there is one. What is left is bu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxfix.errors import ExportError
-from onnxfix.frameworks.graph_matching import GraphIndex, Match, found_at
+from onnxfix.frameworks.graph_matching import Match
 from onnxfix.frameworks.keras_building import free_name
 from onnxfix.frameworks.keras_fitting import Fitted, fitted, piece_of
-from onnxfix.frameworks.keras_graph import Frame, calls_of
+from onnxfix.frameworks.keras_graph import Frame
 from onnxfix.frameworks.keras_pieces import built_of
-from onnxfix.frameworks.keras_recoding import recoded
 from onnxfix.frameworks.keras_remodelling import remodelled
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+from onnxfix.frameworks.keras_table import Calls, Edit
 
 
 class EscapeError(ExportError):
     """A model inside another one would have to read more than it is given."""
-
-
-@dataclass
-class Edit:
-    """What all parts of one edit share.
-
-    Attributes:
-        old: The lowered graph.
-        new: The patched one.
-        renamed: Value of the lowered graph -> its name in the patched one, where that differs.
-        variables: Initializer of the lowered graph -> the Keras variable that it is.
-        taken: Names of layers.
-        assigned: Initializer -> the value that its variable gets.
-        replaces: Whether nodes that are put in may take the place of the layer that was read there before.
-    """
-
-    old: GraphIndex
-    new: GraphIndex
-    renamed: Mapping[str, str]
-    variables: Mapping[str, Any]
-    taken: set[str]
-    assigned: MutableMapping[str, np.ndarray]
-    replaces: bool = True
-
-    def name(self, value: str) -> str:
-        """The name of a lowered value in the patched graph."""
-        return self.renamed.get(value, value)
 
 
 class Rebuilding:
@@ -74,63 +44,35 @@ class Rebuilding:
         self._edit = edit
         self._names = names
         self._inputs = dict(inputs)
+        self._calls = Calls(edit, frame, names, self._inputs)
         self._values: dict[str, Any] = {}
-        self._calls: list[Any] = []
-        self._lowered: dict[int, str | None] = {}
-        self._makers: dict[int, Any] = {}
         self._given: dict[int, Any] = {}
-        self._by_name: dict[str, Any] = {}
-        self._plans: dict[int, Match | None] = {}
         self._done: dict[int, list[Any]] = {}
-        self._inner: dict[int, Frame] = {}
-        self._insides: dict[str, Any] | None = None
-        self._adopt(frame)
 
-    def _adopt(self, frame: Frame) -> None:
-        """Take up the calls of a graph."""
-        self._inner.update(frame.inner)
-        for symbol in frame.graph.inputs:
-            self._lowered[id(symbol)] = self._names.get(id(symbol))
-        for node in calls_of(frame.graph):
-            self._calls.append(node)
-            for symbol in node.outputs:
-                name = self._names.get(id(symbol))
-                self._lowered[id(symbol)] = name
-                self._makers[id(symbol)] = node
-                if name is not None and self._edit.name(name) not in self._inputs:
-                    self._by_name.setdefault(self._edit.name(name), symbol)
+    def expected(self, symbol: Any) -> str | None:
+        """The value of the patched graph that a symbolic tensor of the model is, if nothing changes it."""
+        return self._calls.expected(symbol)
 
     def take(self, value: str, tensor: Any) -> None:
         """Say which tensor a value of the patched graph is."""
         self._inputs[value] = tensor
-        self._by_name.pop(value, None)
+        self._calls.by_name.pop(value, None)
 
     def give(self, symbol: Any, tensor: Any) -> None:
         """Say which tensor an input of the model is."""
         self._given[id(symbol)] = tensor
 
-    def lowered(self, symbol: Any) -> str | None:
-        """The lowered value that a symbolic tensor of the model is."""
-        return self._lowered.get(id(symbol))
-
-    def expected(self, symbol: Any) -> str | None:
-        """The value of the patched graph that a symbolic tensor of the model is, if nothing changes it."""
-        name = self.lowered(symbol)
-        if name is None or id(symbol) not in self._makers:
-            return name
-        return self._edit.name(name)
-
     def keep(self, symbol: Any) -> Any:
         """The tensor that stands where a symbolic tensor of the old model stood."""
         if id(symbol) in self._given:
             return self._given[id(symbol)]
-        node = self._makers.get(id(symbol))
+        node = self._calls.makers.get(id(symbol))
         if node is None:
             return symbol
-        match = self._plan(node)
+        match = self._calls.plan(node)
         if match is not None:
             return self._call(node, match)[_index(node.outputs, symbol)]
-        expected = self.expected(symbol)
+        expected = self._calls.expected(symbol)
         if expected is None:
             raise ExportError(f"the layer {node.operation.name} cannot be told apart from its neighbours")
         return self.value(expected)
@@ -144,94 +86,40 @@ class Rebuilding:
         return self._values[name]
 
     def _made(self, name: str, before: Any) -> Any:
-        symbol = self._by_name.get(name)
+        symbol = self._calls.by_name.get(name)
         if symbol is not None:
-            node = self._makers[id(symbol)]
-            match = self._plan(node)
+            node = self._calls.makers[id(symbol)]
+            match = self._calls.plan(node)
             if match is not None:
                 return self._call(node, match)[_index(node.outputs, symbol)]
         maker = self._edit.new.makers.get(name)
         if maker is not None and maker.op_type == "Identity" and maker.input[0] != name and symbol is None:
             return self.value(maker.input[0], before)
-        symbol = self._around(name) if symbol is None else symbol
-        if symbol is None and id(before) in self._makers:
-            return self._replaced(name, before, own=False)
+        symbol = self._calls.around(name) if symbol is None else symbol
+        if symbol is None and id(before) in self._calls.makers:
+            merged = self._merged(name, before)
+            return self._replaced(name, before, own=False) if merged is None else merged
         return self._replaced(name, symbol)
+
+    def _merged(self, name: str, before: Any) -> Any:
+        """What is put in behind a layer, where it can be a setting of the layer."""
+        node, place = self._calls.makers[id(before)], self._calls.expected(before)
+        here = (self._calls.by_name.keys() | self._inputs.keys()) - {place}
+        nodes, begins = self._edit.new.behind(name, here)
+        if place not in {output for n in nodes for output in n.output} or not here.issuperset(begins):
+            return None
+        return self._values[name] if self._refitted(node, name, nodes, begins, whole=True) == name else None
 
     def knows(self, value: str) -> bool:
         """Whether a value of the patched graph has the name of what one of the model's calls makes."""
-        return value in self._by_name or value in self._inputs
-
-    def _around(self, value: str) -> Any:
-        """What the call makes inside which the model has a value."""
-        if self._insides is None:
-            self._insides = {}
-            for node in self._calls:
-                (symbol, *more), begins = node.outputs, self._begins(node)
-                end = self.lowered(symbol)
-                if end is None or more or begins is None or end in begins:
-                    continue
-                for inside in self._edit.old.behind(end, begins)[0]:
-                    for output in inside.output:
-                        self._insides.setdefault(self._edit.name(output), symbol)
-        return self._insides.get(value)
-
-    def _plan(self, node: Any) -> Match | None:
-        """Where a call's piece of the lowered graph is in the patched one; None where it is not there."""
-        if id(node) not in self._plans:
-            named = [(self.lowered(s), self.expected(s)) for s in node.outputs]
-            ends = [(old, new) for old, new in named if old is not None and new is not None]
-            whole = bool(ends) and all(self._edit.new.has(new) for _, new in ends)
-            self._plans[id(node)] = (self._found(node, ends) or self._reweighted(node, ends)) if whole else None
-        return self._plans[id(node)]
-
-    def _found(self, node: Any, ends: Iterable[tuple[str, str]]) -> Match | None:
-        stops = self._begins(node)
-        if stops is None:
-            return None
-        return found_at(self._edit.old, self._edit.new, ends, stops, self._edit.variables)
-
-    def _reweighted(self, node: Any, ends: Sequence[tuple[str, str]]) -> Match | None:
-        """A call of a layer whose weights the lowered graph holds in another order, which get the ones that it has."""
-        edit, stops = self._edit, self._begins(node)
-        known = {id(variable) for variable in edit.variables.values()}
-        weights = getattr(node.operation, "weights", [])
-        if stops is None or self._is_shared(node.operation) or all(id(variable) in known for variable in weights):
-            return None
-        match = found_at(edit.old, edit.new, ends, stops, edit.old.weights)
-        if match is None:
-            return None
-        moved = {name: value for name, value in match.parameters.items() if name not in edit.variables}
-        found = recoded(node, edit.old, [old for old, _ in ends], stops, moved)
-        if found is None:
-            return None
-        own = {id(edit.variables[name]) for name in match.parameters.keys() & edit.variables.keys()}
-        for variable, value in zip(weights, found, strict=True):
-            if id(variable) not in own:
-                variable.assign(value)
-        return Match(match.inputs, {name: value for name, value in match.parameters.items() if name in edit.variables})
-
-    def _begins(self, node: Any) -> set[str] | None:
-        """The lowered values that a call's piece begins with: its operands, or theirs where these have no value."""
-        found: set[str] = set()
-        for symbol in node.input_tensors:
-            name = self.lowered(symbol)
-            if name is not None:
-                found.add(name)
-                continue
-            maker = self._makers.get(id(symbol))
-            further = None if maker is None else self._begins(maker)
-            if further is None:
-                return None
-            found |= further
-        return found
+        return value in self._calls.by_name or value in self._inputs
 
     def _call(self, node: Any, match: Match) -> list[Any]:
         """Call a layer of the model as the patched graph has it."""
         if id(node) not in self._done:
             given = {id(symbol): self._argument(symbol, match) for symbol in node.input_tensors}
             operation = self._with_weights(node.operation, match.parameters)
-            if id(node) in self._inner and any(given[id(s)].shape != s.shape for s in node.input_tensors):
+            if id(node) in self._calls.inner and any(given[id(s)].shape != s.shape for s in node.input_tensors):
                 operation = self._resized(node, [given[id(s)] for s in node.input_tensors])
             if operation is node.operation and all(given[id(s)] is s for s in node.input_tensors):
                 self._done[id(node)] = list(node.outputs)
@@ -240,12 +128,12 @@ class Rebuilding:
         return self._done[id(node)]
 
     def _argument(self, symbol: Any, match: Match) -> Any:
-        name = self.lowered(symbol)
+        name = self._calls.lowered(symbol)
         if name is None:  # the layer before it is part of the same piece
-            maker = self._makers[id(symbol)]
+            maker = self._calls.makers[id(symbol)]
             return self._call(maker, match)[_index(maker.outputs, symbol)]
         bound = match.inputs.get(name)
-        if bound is None or bound == self.expected(symbol):
+        if bound is None or bound == self._calls.expected(symbol):
             return self.keep(symbol)
         return self.value(bound, symbol if self._edit.replaces else None)
 
@@ -269,19 +157,19 @@ class Rebuilding:
             symbol: What it stands in the place of.
             own: Whether it is what the call of ``symbol`` made, and not something put in behind that.
         """
-        node = None if symbol is None else self._makers[id(symbol)]
-        if node is not None and own and id(node) in self._inner:
+        node = None if symbol is None else self._calls.makers[id(symbol)]
+        if node is not None and own and id(node) in self._calls.inner:
             found = self._inside(node, symbol)
             if found is not None:
                 return found
-        here = self._by_name.keys() | self._inputs.keys()
+        here = self._calls.by_name.keys() | self._inputs.keys()
         moved = self._moved(name, node, here)
         nodes, begins = self._edit.new.behind(name, here | moved.keys())
         stray = next((value for value in begins if value not in here and value not in moved), None)
         if stray is not None:
             raise EscapeError(f"{name} depends on {stray}, which it is not given")
         self._values.update({value: make() for value, make in moved.items() if value in begins})
-        if node is not None and own and not moved and not self._is_shared(node.operation):
+        if node is not None and own and not moved and not self._calls.is_shared(node.operation):
             self._edit.taken.discard(node.operation.name)
         if node is not None and not moved and hasattr(node.operation, "get_config"):
             end = self._refitted(node, name, nodes, begins)
@@ -293,29 +181,33 @@ class Rebuilding:
 
     def _moved(self, name: str, node: Any, here: Iterable[str]) -> dict[str, Callable[[], Any]]:
         """A value before this one that is what the call made, as it is."""
-        old = None if node is None else next((self.lowered(s) for s in node.outputs), None)
+        old = None if node is None else next((self._calls.lowered(s) for s in node.outputs), None)
         if old is None or len(node.outputs) > 1:
             return {}
         nodes, _ = self._edit.new.behind(name, set(here))
         for maker in reversed(nodes):
             for value in maker.output:
-                match = None if value == name else self._found(node, [(old, value)])
-                if match is not None and value not in self._inputs and old not in (self._begins(node) or ()):
+                match = None if value == name else self._calls.found(node, [(old, value)])
+                if match is not None and value not in self._inputs and old not in (self._calls.begins(node) or ()):
                     return {value: lambda match=match: self._call(node, match)[0]}  # type: ignore[misc]
         return {}
 
-    def _refitted(self, node: Any, name: str, nodes: Sequence[onnx.NodeProto], begins: Sequence[str]) -> str | None:
-        """Let a layer with another configuration make the value, or one before it; say which."""
+    def _refitted(
+        self, node: Any, name: str, nodes: Sequence[onnx.NodeProto], begins: Sequence[str], *, whole: bool = False
+    ) -> str | None:
+        """Let a layer with another configuration make the value, or one before it if that will do; say which."""
         if len(node.outputs) != 1 or not begins or not hasattr(node.operation, "weights"):
             return None
         tensors = {value: self._operand(value, node) for value in begins}
         inputs = {value: (tuple(t.shape), t.dtype) for value, t in tensors.items()}
-        order = [self.expected(symbol) for symbol in node.input_tensors]
+        order = [self._calls.expected(symbol) for symbol in node.input_tensors]
         ordered = sorted(begins, key=lambda v: order.index(v) if v in order else len(order))
         piece = piece_of(self._edit.new, name, nodes, {value: inputs[value] for value in ordered})
         weights = self._wanted(node.operation)
-        found = fitted(node, weights, piece, whole=True) or fitted(node, weights, piece, whole=False)
-        if found is not None and self._is_shared(node.operation):
+        found = fitted(node, weights, piece, whole=True)
+        if found is None and not whole:
+            found = fitted(node, weights, piece, whole=False)
+        if found is not None and self._calls.is_shared(node.operation):
             own = {**found.layer.get_config(), "name": free_name(node.operation.name, self._edit.taken)}
             found = replace(found, layer=type(found.layer).from_config(own))
         if found is None:
@@ -323,13 +215,10 @@ class Rebuilding:
         self._values[found.value] = self._placed(found, node, tensors, weights)
         return found.value
 
-    def _is_shared(self, operation: Any) -> bool:
-        return sum(node.operation is operation for node in self._calls) > 1
-
     def _operand(self, value: str, node: Any) -> Any:
         """A value as a call took it: what passes it on untouched, such as a Dropout, stays between."""
         symbols = [] if node is None else node.input_tensors
-        symbol = next((own for own in symbols if self.expected(own) == value), None)
+        symbol = next((own for own in symbols if self._calls.expected(own) == value), None)
         return self.value(value) if symbol is None else self.keep(symbol)
 
     def _placed(
@@ -359,7 +248,7 @@ class Rebuilding:
         """An inner model for arguments of other sizes."""
         import keras
 
-        frame = self._inner[id(node)]
+        frame = self._calls.inner[id(node)]
         own = frame.graph.inputs
         given = [keras.Input(batch_shape=new.shape, dtype=new.dtype, name=old.name)
                  for old, new in zip(own, arguments, strict=True)]
@@ -370,9 +259,9 @@ class Rebuilding:
 
     def _inside(self, node: Any, symbol: Any) -> Any:
         """The value of an inner model, which is made anew by itself; None where it then reads more than it is given."""
-        frame = self._inner[id(node)]
+        frame = self._calls.inner[id(node)]
         arguments = list(node.input_tensors)
-        inputs = {self.expected(a): s for a, s in zip(arguments, frame.graph.inputs, strict=False)}
+        inputs = {self._calls.expected(a): s for a, s in zip(arguments, frame.graph.inputs, strict=False)}
         if None in inputs or len(inputs) != len(frame.graph.inputs):
             self._open(node, frame)
             return None
@@ -391,9 +280,9 @@ class Rebuilding:
         for own, argument in zip(frame.graph.inputs, node.input_tensors, strict=True):
             self.give(own, self.keep(argument))
         for symbol in node.outputs:
-            self._by_name.pop(self.expected(symbol) or "", None)
-        self._inner.pop(id(node))
-        self._adopt(frame)
+            self._calls.by_name.pop(self._calls.expected(symbol) or "", None)
+        self._calls.inner.pop(id(node))
+        self._calls.adopt(frame)
 
     def _built(self, name: str, nodes: Sequence[onnx.NodeProto], begins: Sequence[str], node: Any) -> Any:
         """A value op by op from the values that it depends on."""

@@ -12,10 +12,11 @@ from onnxfix.errors import ExportError
 from onnxfix.frameworks.agreement import disagreement
 from onnxfix.frameworks.example_inputs import accepted_feeds
 from onnxfix.frameworks.graph_matching import GraphIndex
-from onnxfix.frameworks.keras_editing import Edit, Rebuilding
+from onnxfix.frameworks.keras_editing import Rebuilding
 from onnxfix.frameworks.keras_graph import functional
 from onnxfix.frameworks.keras_naming import lowered_names
 from onnxfix.frameworks.keras_remodelling import remodelled, with_distinct_names
+from onnxfix.frameworks.keras_table import Edit
 from onnxfix.frameworks.lowering_tf2onnx import first_line
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.writing import refusal, sorted_patches
@@ -126,7 +127,7 @@ def _outputs(model: Model, graph: Any, edit: Edit, rebuilding: Rebuilding) -> li
         while not rebuilding.knows(name) and (maker := edit.new.makers.get(name)) and maker.op_type == "Identity":
             name = maker.input[0]
         kept = symbol is not None and rebuilding.expected(symbol) == name
-        tensor = rebuilding.keep(symbol) if kept else rebuilding.value(name)
+        tensor = rebuilding.keep(symbol) if kept else rebuilding.value(name, symbol if edit.replaces else None)
         free = info.name.isidentifier() and info.name not in edit.taken
         found.append(named_output(tensor, info.name, edit.taken) if not kept and free else tensor)
     return found
