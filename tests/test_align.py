@@ -163,3 +163,21 @@ def test_the_view_of_a_graph_knows_what_a_branch_captures():
     assert nodes == ("node_b", "node_y")
     assert set(ends) == {"c", "a", "x"}
     assert sorted(view.digraph.predecessors("node_y")) == ["node_a", "node_b"]
+
+
+@pytest.mark.parametrize("pair", [("w1", "w3"), ("q", "k")])
+def test_swapped_weights_do_not_move_their_layers(pair):
+    """Beside an op too many, so that both graphs are not the same but for weights."""
+    body, before = [], "x"
+    constants = {f"{n}{k}": normal(*s, seed=k + 9 * (n == "b"), scale=0.4) for k in range(5) for n, s in (
+        ("w", (6, 6)), ("b", (6,)))} | {n: normal(6, 6, seed=40 + ord(n)) for n in "qk"}
+    for k in range(5):
+        body.append(f"m{k} = MatMul({before}, w{k}) s{k} = Add(m{k}, b{k}) t{k} = Tanh(s{k})")
+        before = f"t{k}"
+    text = (f"net (float[N, 6] x) => (float[N, 6] y) {{ {' '.join(body)} g = MatMul({before}, q) h = MatMul({before}, k) "
+            "e = Sigmoid(g) f = Sin(h) y = Sub(e, f) }")  # fmt: skip
+    one, other = pair
+    swapped = constants | {one: constants[other], other: constants[one]}
+    faulty = parse(text.replace("t0 = Tanh(s0)", "u = Sin(s0) t0 = Tanh(u)"), **swapped)
+    faults = onnxfix.diagnose(parse(text, **constants), make_names_opaque(faulty).model, normal(30, 6)).faults
+    assert sorted(str(fault.kind) for fault in faults) == ["graph", "weights", "weights"]

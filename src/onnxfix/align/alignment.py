@@ -11,6 +11,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -168,7 +169,37 @@ class _Matcher:
         stray = [t for t, s in self.to_source.items() if not self._rooted(s, t)]
         for t in stray:
             del self.to_target[self.to_source.pop(t)]
+        self._uncross()
         return {t: self.to_source[t] for t in self.target.nodes if t in self.to_source}
+
+    def _uncross(self) -> None:
+        """Exchange the partners of two nodes whose weights were swapped: each stands in the other's place entirely."""
+        astray: dict[object, list[str]] = defaultdict(list)
+        for t, s in self.to_source.items():
+            if t in self.colours[1].sketches and self._is_lost(s, t):
+                node = self.target.nodes[t]
+                astray[node.op_type, self.target.shapes.get(node.output[0])].append(t)
+        for group in astray.values():
+            for one, other in combinations(group, 2):
+                s, r = self.to_source[one], self.to_source[other]
+                if self._at_home(r, one) and self._at_home(s, other):
+                    self.to_source[one], self.to_source[other] = r, s
+                    self.to_target[r], self.to_target[s] = one, other
+
+    def _is_lost(self, s: str, t: str) -> bool:
+        """Whether of all that a pair reads, or of all that reads it, nothing is aligned with each other."""
+        for step in (_makers, _readers):
+            partners = {self.to_target[n] for n in step(self.source, s) if n in self.to_target}
+            if partners and partners.isdisjoint(step(self.target, t)):
+                return True
+        return False
+
+    def _at_home(self, s: str, t: str) -> bool:
+        """Whether all that stands around a pair is aligned with each other, as far as it is aligned."""
+        return all(
+            self.to_target[n] in step(self.target, t)
+            for step in (_makers, _readers) for n in step(self.source, s) if n in self.to_target
+        )  # fmt: skip
 
     def _rooted(self, s: str, t: str) -> bool:
         """Whether anything but their op speaks for a pair: weights, or a matched pair within reach on both sides."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx
 
+from onnxfix import mapped
 from onnxfix.align import Region
 from onnxfix.align.graph import attributes
 from onnxfix.canonical.origins import parameters_of
@@ -153,12 +154,15 @@ def _weight(
     folding = misfolded(source, origin, constant.actual)
     if folding:
         kind, how = FaultKind.WEIGHTS, folding
-    behind = _parameters_behind(target, constant, parameter)
-    if folding.startswith(LEFT_OUT) and attribution is not None and _only_makes_up(target, constant, attribution):
-        # What was left out has no place in the target.
-        parameter, expected, actual, behind = None, constant.expected, constant.actual, ()
+    omitted = folding.startswith(LEFT_OUT) and (
+        attribution is None or _only_makes_up(target, constant, attribution)
+    )
+    if omitted:  # what was left out is stored as zeros, or nowhere
+        parameter, expected, actual = _zeros(target, finding, constant), constant.expected, constant.actual
+        how = "was dropped (all zero)" if parameter else how
+    behind = () if omitted and parameter is None else _parameters_behind(target, constant, parameter)
     names = node_names(target, finding.region.target_nodes, readers_of=behind)
-    if attribution is not None and attribution.innocent:
+    if attribution is not None and attribution.innocent and not omitted:
         pair, moving = (finding.region.target_nodes[0], finding.region.source_nodes[0]), kind == FaultKind.TENSOR_LAYOUT
         names = others_behind(target, source, pair, attribution.parameter, moving=moving) or names
     what = target.parameters.get(parameter or "", parameter or _operand(examination, finding, difference))
@@ -199,6 +203,18 @@ def _only_makes_up(target: Model, constant: WrongConstant, attribution: Attribut
     origin = target.normal_form.origins.get(constant.name)
     several = origin is not None and len(parameters_of(origin)) > 1
     return bool(np.any(attribution.previous)) and (several or attribution.innocent)
+
+
+def _zeros(target: Model, finding: Finding, constant: WrongConstant) -> str | None:
+    """A stored parameter that could be what is left out: all zero, of the constant's size, added right behind it."""
+    provenance = set(target.normal_form.provenance.get(finding.region.target_nodes[0], ()))
+    made = {o for node in target.proto.graph.node if node.name in provenance for o in node.output}
+    size = np.size(constant.expected)
+    near = {v for n in target.proto.graph.node if n.op_type == "Add" and made.intersection(n.input) for v in n.input}
+    for tensor in target.proto.graph.initializer:
+        if tensor.name in near and np.prod(tensor.dims) == size and not np.any(mapped.to_array(tensor)):
+            return str(tensor.name)
+    return None
 
 
 def _is_epsilon(target: Model, constant: WrongConstant, attribution: Attribution) -> bool:
