@@ -103,7 +103,9 @@ def _means(lowered: onnx.ModelProto | None, wanted: onnx.ModelProto) -> bool:
     from onnxfix.canonical.identity import is_isomorphic
     from onnxfix.model import Model
 
-    return lowered is not None and is_isomorphic(*(Model(proto=p, native=p) for p in (lowered, wanted)))
+    if lowered is None:
+        return False
+    return is_isomorphic(Model(proto=lowered, native=lowered), Model(proto=wanted, native=wanted))
 
 
 def candidates(form: Form, wanted: onnx.ModelProto, values: Sequence[str]) -> Iterator[Form]:
