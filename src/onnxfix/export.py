@@ -27,8 +27,8 @@ def export(
     Args:
         model: Anything :func:`onnxfix.load` takes.
         to: ``"onnx"``, ``"pytorch"``, ``"keras"``, ``"tensorflow"`` or ``"tflite"``.
-        path: Where to write it: ``.onnx``, ``.pt2``, ``.keras``, a SavedModel directory, ``.tflite``. Nothing is
-            written when None. An existing file is replaced only by a complete one.
+        path: Where to write it: ``.onnx``, ``.pt2``, ``.keras``, ``.h5``, a SavedModel directory, a frozen ``.pb``,
+            ``.tflite``. Nothing is written when None. An existing file is replaced only by a complete one.
         inputs: Input name -> array on which to check the result; random inputs when None.
 
     Returns:

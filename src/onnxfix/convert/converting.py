@@ -46,8 +46,8 @@ def convert(
     Args:
         source: The model; anything :func:`onnxfix.load` takes. A PyTorch module is traced on the data.
         to: ``"onnx"``, ``"pytorch"``, ``"keras"``, ``"tensorflow"`` or ``"tflite"``.
-        path: Where to write: ``.onnx``, ``.pt2``, ``.keras``, a SavedModel directory (no suffix), ``.tflite``. An
-            existing file is replaced only by one that was verified.
+        path: Where to write: ``.onnx``, ``.pt2``, ``.keras``, ``.h5``, a SavedModel directory (no suffix), a frozen
+            ``.pb``, ``.tflite``. An existing file is replaced only by one that was verified.
         data: Inputs; anything :class:`onnxfix.Inputs` takes. Sizes that the model leaves open, and the converter
             cannot, are fixed to those of the data; a batch that cannot stay open is fixed to one.
         rtol: Relative tolerance.

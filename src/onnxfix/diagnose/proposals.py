@@ -123,7 +123,9 @@ class Proposals:
         for first in before_transposes(node, self.frontier):
             for second in self._following(node, frozenset({"Transpose"}))[:1]:
                 one, two = attributes(first).get("perm"), attributes(second).get("perm")
-                if isinstance(one, list) and isinstance(two, list) and [one[k] for k in two] == sorted(one):
+                if not isinstance(one, list) or not isinstance(two, list) or len(one) != len(two):
+                    continue  # a Reshape between them changes the rank
+                if [one[k] for k in two] == sorted(one):
                     pair = {first.name: _identity(first), second.name: _identity(second)}
                     yield Proposal("extra", tuple(pair), pair)
 
