@@ -7,7 +7,6 @@ becomes operators of its own. The result is lowered again and must be the patche
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,14 @@ from onnxfix.errors import CanonicalizationError, ExportError, LoadError, Loweri
 from onnxfix.frameworks.flatbuffer import Flatbuffer, schema
 from onnxfix.frameworks.flatbuffer_editing import FlatbufferEditor
 from onnxfix.frameworks.lowering_tf2onnx import first_line
-from onnxfix.frameworks.tflite_forms import Form, Workbench, code, constant, dtype_of, inner_name, set_options
+from onnxfix.frameworks.tflite_checking import ordered, refuse_another
+from onnxfix.frameworks.tflite_forms import Form, Workbench, code, set_options
 from onnxfix.frameworks.tflite_padding import padded_first, without_pads
 from onnxfix.frameworks.tflite_quantities import quantities
 from onnxfix.frameworks.tflite_search import found
 from onnxfix.frameworks.tflite_shapes import with_true_shapes
 from onnxfix.frameworks.tflite_splicing import operators_for
+from onnxfix.frameworks.tflite_tensors import Places, Tensors, Types
 from onnxfix.frameworks.tflite_wanted import Difference, Unit, Wanted, array, components
 
 if TYPE_CHECKING:
@@ -67,16 +68,11 @@ class _Reconciliation:
     def __init__(self, model: Model, file: Flatbuffer, wanted: onnx.ModelProto) -> None:
         self._file = file
         self._editor = FlatbufferEditor(file)
-        self._native = {name: index for index, name in enumerate(file.tensor_names)}
-        wanted, rescaled = quantities(self._editor, self._native, model.proto, wanted)
+        self._tensors = Tensors(self._editor)
+        wanted, rescaled = quantities(self._editor, self._tensors.native, model.proto, wanted)
         written = self._constants(model, wanted)
         self._wanted = Wanted(model.proto, wanted, model.layers, {*written, *rescaled})
-        self._aliases: dict[str, str] = {}
-        self._added: dict[str, int] = {}
-        self._origins = {new: old for old, new in self._wanted.renamed.items()}
-        graph = self._wanted.proto.graph
-        self._values = {v for n in graph.node for v in (*n.input, *n.output)}
-        self._values.update(info.name for info in (*graph.input, *graph.output))
+        self._tensors.read(self._wanted)
 
     def result(self) -> bytes:
         """Carry it out."""
@@ -85,8 +81,8 @@ class _Reconciliation:
         foreign = {o for node in wanted.foreign for o in node.output}
         for difference in differences.values():
             for old, new in (difference.rewired or {}).items():
-                if old in self._native and (new in foreign or self._stands_for(new, old)):
-                    self._origins[new] = old
+                if old in self._tensors.native and (new in foreign or self._stands_for(new, old)):
+                    self._tensors.origins[new] = old
         units = self._units(differences)
         passing = {id(unit): unit for unit in units if self._passes(unit.nodes)}
         gone = {k for unit in passing.values() for k in unit.operators}
@@ -102,7 +98,7 @@ class _Reconciliation:
             if merged[id(unit)] is None:
                 operators.setdefault(max(unit.operators, default=len(differences)), []).extend(self._remade(unit))
         editor.operators = [op for k in sorted(operators) for op in operators[k]]
-        editor.operators = _ordered(editor.operators)
+        editor.operators = ordered(editor.operators)
         self._ends()
         return self._checked()
 
@@ -115,12 +111,12 @@ class _Reconciliation:
         changed = {n.name for d in differences.values() if d.rewired is None for n in d.nodes}
         changed.update(n.name for n in self._wanted.foreign)
         for name in self._wanted.outputs:
-            if not self._is_held(name) and name in self._wanted.makers:
+            if not self._tensors.holds(name) and name in self._wanted.makers:
                 changed.update(n.name for n in of_node[self._wanted.makers[name].name].nodes)
         for node in self._wanted.proto.graph.node:
             for value in node.input:
                 maker = self._wanted.makers.get(value)
-                if maker is None or of_node[maker.name] is of_node[node.name] or self._is_held(value):
+                if maker is None or of_node[maker.name] is of_node[node.name] or self._tensors.holds(value):
                     continue
                 joined = of_node[maker.name].joined(of_node[node.name], self._wanted.order)
                 of_node.update({n.name: joined for n in joined.nodes})
@@ -152,14 +148,10 @@ class _Reconciliation:
     def _stands_for(self, new: str, old: str) -> bool:
         """Whether an operator that lost its last nodes gives another value for what it gave."""
         maker = self._wanted.makers.get(new)
-        if maker is None or old in self._values:
+        if maker is None or old in self._tensors.values:
             return False
         position = self._wanted.owners.get(maker.name)
-        return position is not None and self._native[old] in self._file.graph.operators[position].outputs
-
-    def _is_held(self, value: str) -> bool:
-        """Whether a value has a tensor in the file."""
-        return value in self._native or self._origins.get(value) in self._native
+        return position is not None and self._tensors.native[old] in self._file.graph.operators[position].outputs
 
     def _constants(self, model: Model, wanted: onnx.ModelProto) -> set[str]:
         """Write changed constants of the file where they are; returns the initializers that are done."""
@@ -194,50 +186,15 @@ class _Reconciliation:
             return False
         given, made = piece.graph.input[0].name, piece.graph.output[0].name
         if made not in self._wanted.outputs:
-            self._aliases[made] = given
+            self._tensors.aliases[made] = given
         elif given in self._wanted.makers and given not in self._wanted.outputs:
-            self._aliases[given] = made  # the output keeps its tensor, and what made the value writes that
+            self._tensors.aliases[given] = made  # the output keeps its tensor, and what made the value writes that
         else:
             return False
         return True
 
     def _piece(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
-        return self._wanted.piece(nodes, _Types(self))
-
-    def index(self, value: str) -> int:
-        """The tensor that holds a value of the patched graph.
-
-        Raises:
-            ExportError: none does.
-        """
-        while value in self._aliases:
-            value = self._aliases[value]
-        if value in self._added:
-            return self._added[value]
-        if value in self._native:
-            return self._native[value]
-        origin = self._origins.get(value)
-        if origin not in self._native:
-            raise ExportError(f"no tensor of the file holds {value}")
-        if origin not in self._values:
-            return self._native[origin]
-        tensor = copy.copy(self._editor.tensors[self._native[origin]])
-        tensor.name = inner_name(value)
-        self._added[value] = self._editor.add_tensor(tensor)
-        return self._added[value]
-
-    def _index_of(self, value: str, info: onnx.ValueInfoProto) -> int:
-        """The same for a value that may be new."""
-        try:
-            return self.index(value)
-        except ExportError:
-            kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-            number = getattr(schema().TensorType, np.dtype(kind).name.upper())
-            sizes = [d.dim_value or 1 for d in info.type.tensor_type.shape.dim]
-            tensor = schema().TensorT(shape=np.array(sizes, np.int32), type=number, name=inner_name(value))
-            tensor.hasRank = True
-            self._added[value] = self._editor.add_tensor(tensor)
-            return self._added[value]
+        return self._wanted.piece(nodes, Types(self._tensors, self._wanted.proto.graph.input))
 
     def _rewire(self, position: int, rewired: Mapping[str, str]) -> None:
         operator = self._editor.operators[position]
@@ -248,7 +205,7 @@ class _Reconciliation:
             if index < 0 or name in self._file.constants:
                 return index
             value = rewired.get(name, renamed.get(name, name))
-            return self.index(value) if value in self._values else index
+            return self._tensors.index(value) if value in self._tensors.values else index
 
         ends = [np.array([place(int(i)) for i in indices], np.int32) for indices in (operator.inputs, operator.outputs)]
         if not all(np.array_equal(a, b) for a, b in zip(ends, (operator.inputs, operator.outputs), strict=True)):
@@ -275,12 +232,13 @@ class _Reconciliation:
             return None
         joined = Unit((position,), difference.nodes).joined(unit, self._wanted.order)
         result = unit.nodes[-1].output[0]
-        inherits = value in self._native and self._origins.get(result) == value and result not in self._added
+        native, added = self._tensors.native, self._tensors.added
+        inherits = value in native and self._tensors.origins.get(result) == value and result not in added
         if inherits:
-            self._added[result] = self._native[value]
+            added[result] = native[value]
         edited = self._searched(joined, self._piece(joined.nodes))
         if edited is None and inherits:
-            del self._added[result]
+            del added[result]
         return None if edited is None else (position, edited)
 
     def _remade(self, unit: Unit) -> list[Any]:
@@ -294,7 +252,7 @@ class _Reconciliation:
         if bare is not None and edited is not None:
             name = f"{piece.graph.output[0].name}/padded"
             return [padded_first(self._editor, edited, bare[1], name), edited]
-        return operators_for(self._editor, piece, self._index_of)
+        return operators_for(self._editor, piece, self._tensors.index_of)
 
     def _searched(self, unit: Unit, piece: onnx.ModelProto) -> Any:
         """The unit's one operator, edited so that it does all that is wanted; None where it cannot."""
@@ -303,7 +261,7 @@ class _Reconciliation:
         if form is None:
             return None
         position, outputs = unit.operators[0], [info.name for info in piece.graph.output]
-        best = found(Workbench(self._editor, _Places(self, piece)), form, piece, outputs, position)
+        best = found(Workbench(self._editor, Places(self._tensors, piece)), form, piece, outputs, position)
         return None if best is None else self._as_form(position, form, best, outputs)
 
     def _form(self, position: int) -> Form | None:
@@ -319,7 +277,7 @@ class _Reconciliation:
         contents = {}
         for name in inputs:
             if name in self._file.constants:
-                tensor = self._editor.tensors[self._native[name]]
+                tensor = self._editor.tensors[self._tensors.native[name]]
                 data = self._editor.buffers[tensor.buffer].data
                 stored = self._file.constants[name]
                 contents[name] = np.asarray(data).view(stored.dtype).reshape(stored.shape)
@@ -337,36 +295,18 @@ class _Reconciliation:
         for name in after.inputs:
             content = after.constants.get(name)
             if content is None or content is before.constants.get(name):
-                places.append(self.index(name) if name else -1)
+                places.append(self._tensors.index(name) if name else -1)
             else:
-                places.append(self._own_constant(name, content, position))
+                places.append(self._tensors.own_constant(name, content, position))
         operator.inputs = np.array(places, np.int32)
-        operator.outputs = np.array([self.index(name) for name in outputs], np.int32)
+        operator.outputs = np.array([self._tensors.index(name) for name in outputs], np.int32)
         return operator
-
-    def _own_constant(self, name: str, content: np.ndarray, position: int) -> int:
-        """The tensor of a constant with another content: its own where nothing else reads it, else a new one."""
-        editor, index = self._editor, self._native.get(name)
-        raw = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint8)
-        like = None if index is None else editor.tensors[index]
-        if like is not None and index is not None:
-            readers = [k for k, op in enumerate(self._file.graph.operators) if index in op.inputs]
-            sharers = [t for t in editor.tensors if t.buffer == like.buffer]
-            if readers == [position] and len(sharers) == 1:
-                editor.edit(editor.buffers, like.buffer).data = raw
-                if content.shape != self._file.constants[name].shape:
-                    editor.edit(editor.tensors, index).shape = np.array(content.shape, np.int32)
-                return index
-        fresh = constant(content, like)
-        fresh.name = (name if like is None else f"{name}/repaired{position}").encode()
-        fresh.buffer = editor.add_buffer(raw.tobytes())
-        return editor.add_tensor(fresh)
 
     def _ends(self) -> None:
         """Inputs and outputs of the graph, and the signatures that speak of them."""
         editor = self._editor
         names = [self._file.tensor_names[i] for i in editor.outputs]
-        outputs = [self.index(name) for name in self._wanted.outputs]
+        outputs = [self._tensors.index(name) for name in self._wanted.outputs]
         if outputs == editor.outputs:
             return
         # An output keeps its entry by its name; where the names are others, by its place.
@@ -397,93 +337,5 @@ class _Reconciliation:
 
         data = with_true_shapes(self._editor, self._wanted.proto)
         again = lower_file(Flatbuffer(data, self._file.what))
-        _refuse_another(again, self._wanted.proto)
+        refuse_another(again, self._wanted.proto)
         return data
-
-
-class _Types(dict[str, onnx.ValueInfoProto]):
-    """Types of the values that tensors of the file hold, and of the graph's inputs."""
-
-    def __init__(self, parent: _Reconciliation) -> None:
-        super().__init__({info.name: info for info in parent._wanted.proto.graph.input})
-        self._parent = parent
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or self._tensor(str(name)) is not None
-
-    def __missing__(self, name: str) -> onnx.ValueInfoProto:
-        tensor = self._tensor(name)
-        if tensor is None:
-            raise KeyError(name)
-        signature = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
-        sizes = ["batch" if n < 0 and k == 0 else None if n < 0 else int(n) for k, n in enumerate(signature)]
-        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype_of(tensor) or np.dtype(np.float32))
-        return onnx.helper.make_tensor_value_info(name, kind, sizes)
-
-    def _tensor(self, name: str) -> Any:
-        parent = self._parent
-        while name in parent._aliases:
-            name = parent._aliases[name]
-        origin = name if name in parent._native else parent._origins.get(name)
-        return parent._editor.tensors[parent._native[origin]] if origin in parent._native else None
-
-
-class _Places(dict[str, int]):
-    """Value -> tensor, for the values at a piece's boundary."""
-
-    def __init__(self, parent: _Reconciliation, piece: onnx.ModelProto) -> None:
-        super().__init__()
-        self._parent = parent
-        self._types = {info.name: info for info in (*piece.graph.input, *piece.graph.output)}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._types or name in self._parent._native
-
-    def __missing__(self, name: str) -> int:
-        parent = self._parent
-        return parent._index_of(name, self._types[name]) if name in self._types else parent.index(name)
-
-
-def _ordered(operators: Sequence[Any]) -> list[Any]:
-    """The operators in an order in which each reads only what is there; those in order stay where they are."""
-    makers = {int(i): number for number, op in enumerate(operators) for i in op.outputs}
-    placed: list[Any] = []
-    done: set[int] = set()
-
-    for first in range(len(operators)):
-        pending = [first]
-        while pending:
-            number = pending[-1]
-            before = [
-                makers[int(i)] for i in operators[number].inputs
-                if makers.get(int(i), number) != number and makers[int(i)] not in done
-            ]  # fmt: skip
-            if number not in done and before:
-                if len(pending) > len(operators):
-                    raise ExportError("the operators would read each other's results in a circle")
-                pending += before
-                continue
-            pending.pop()
-            if number not in done:
-                done.add(number)
-                placed.append(operators[number])
-    return placed
-
-
-def _refuse_another(made: onnx.ModelProto, wanted: onnx.ModelProto) -> None:
-    """Refuse a file that does not lower to the patched graph."""
-    from onnxfix.canonical.identity import is_isomorphic
-    from onnxfix.frameworks.agreement import disagreement
-    from onnxfix.frameworks.example_inputs import accepted_feeds
-    from onnxfix.model import Model
-
-    one, two = (Model(proto=proto, native=proto) for proto in (made, wanted))
-    for ours, theirs in ((one.inputs, two.inputs), (one.outputs, two.outputs)):
-        if [s.name for s in ours] != [s.name for s in theirs]:
-            raise ExportError(f"the edited file has {[s.name for s in ours]} where {[s.name for s in theirs]} is meant")
-    if is_isomorphic(one, two):
-        return
-    for feeds in accepted_feeds(two, None, batches=(1,)):
-        problem = disagreement(two.run(feeds), one.run(feeds))
-        if problem:
-            raise ExportError(f"the edited file computes something else than the patched graph ({problem})")
