@@ -117,7 +117,8 @@ def _pt2(row: str, folder: Path) -> Any:
     if row == "dynamic batch":
         return NO_BATCH
     inputs = torch.from_numpy(data().transpose(0, 3, 1, 2).copy())
-    program = torch.export.export(torch_net(row), (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with torch.no_grad():
+        program = torch.export.export(torch_net(row), (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, folder / "broken.pt2")
     return folder / "broken.pt2", folder / "fixed.pt2"
 

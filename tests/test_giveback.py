@@ -322,3 +322,16 @@ def test_a_missing_op_is_put_into_the_callers_own_graph(tmp_path):
     assert old.keys() == new.keys()
     assert all(np.array_equal(old[name], new[name]) for name in old)
 
+
+
+@pytest.mark.parametrize("name", ["net.h5", "net.pb"])
+def test_keras_and_tensorflow_models_are_exported_in_their_older_formats(name, tmp_path):
+    pytest.importorskip("tensorflow")
+    graph = onnx.parser.parse_graph("g (float[n, 6] x) => (float[n, 3] y) { y = MatMul(x, w) }")
+    weight = np.random.default_rng(5).standard_normal((6, 3)).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnxfix.export(proto, "keras" if name == "net.h5" else "tensorflow", tmp_path / name)
+    model = onnxfix.load(tmp_path / name)
+    got = model.run_native({model.inputs[0].name: np.eye(6, dtype=np.float32)})
+    np.testing.assert_allclose(next(iter(got.values())), weight, rtol=1e-6)

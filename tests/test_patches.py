@@ -172,3 +172,17 @@ def test_a_patch_says_in_one_line_what_it_does():
     assert PATCHES["attribute"].describe() == "set pads of node_left to [2, 2, 0, 0]"
     assert PATCHES["constant"].describe() == "set stem_bias of the normal form"
     assert PATCHES["region"].describe() == "replace node_gate by Mul taken from the source"
+
+
+def test_shapes_that_an_attribute_changes_are_not_declared_any_more():
+    """A runtime that trusts the old ones writes into buffers that are too small."""
+    graph = onnx.parser.parse_graph(
+        "g (float[1, 1, 4, 4] x) => (float[n, c, h, v] y) <float[1, 1, 2, 2] a> "
+        "{ a = MaxPool<kernel_shape=[1, 1], strides=[2, 2]>(x) b = Relu(a) y = Neg(b) }"
+    )
+    graph.node[0].name = "pool"
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    assert apply(proto, []).graph.value_info
+    patched = apply(proto, [SetAttribute("pool", "strides", [1, 1], [2, 2])])
+    assert not patched.graph.value_info
+    assert onnxfix.load(patched).run({"x": np.ones((1, 1, 4, 4), np.float32)})["y"].shape == (1, 1, 4, 4)

@@ -31,6 +31,8 @@ def apply(proto: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:
     patched.CopyFrom(proto)
     structural = False
     for patch in patches:
+        if not (isinstance(patch, SetParameter | SetConstant) and patch.value.dtype.kind == "f"):
+            del patched.graph.value_info[:]  # shapes may change; onnxruntime trusts stale ones, and fails
         match patch:
             case SetParameter():
                 _set_parameter(patched.graph, patch)
