@@ -17,7 +17,7 @@ from onnxfix.frameworks.flatbuffer import Flatbuffer
 from onnxfix.frameworks.lowering_tf2onnx import first_line, owners, require, same_content
 from onnxfix.frameworks.quiet import quiet
 from onnxfix.frameworks.sniff import Content, claims, expect
-from onnxfix.frameworks.writing import sorted_patches
+from onnxfix.frameworks.writing import refusal, sorted_patches
 
 if TYPE_CHECKING:
     from onnxfix.model import Model
@@ -94,7 +94,10 @@ class TFLiteAdapter:
                 return self.with_parameters(model, values)
             except ExportError:
                 pass  # a constant that needs a place of its own first
-        return edited_file(model, patches)
+        try:
+            return edited_file(model, patches)
+        except ExportError as error:
+            raise refusal(model, [*others, *patches][0], str(error).rstrip(".")) from error
 
     def write(self, model: Model, native: bytes, path: Path) -> None:
         """Write the bytes of a TFLite file."""
