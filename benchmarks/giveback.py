@@ -81,7 +81,7 @@ def cell(row: str, column: str, folder: Path) -> dict[str, Any]:
     if isinstance(made, str):
         return {"outcome": "no such fault", "reason": made}
     target, output = made
-    source = _torch_source(row) if family else keras_net()
+    source = _torch_source(row, spelled=column == "pt2") if family else keras_net()
     fix = onnxfix.repair(source if not family else onnxfix.load(source, inputs[:2]), target, {"image": inputs})
     told = {"patches": [patch.describe() for patch in fix.patches], "faults": [f.kind for f in fix.diagnosis.faults]}
     if not fix.patches and row == "dynamic batch" and fix.success:
@@ -98,8 +98,8 @@ def cell(row: str, column: str, folder: Path) -> dict[str, Any]:
             "max_rel": how.proof.max_rel, **told}
 
 
-def _torch_source(row: str) -> Any:
-    return torch_net("scale, right" if row == "scale" else "")
+def _torch_source(row: str, spelled: bool) -> Any:
+    return torch_net("scale, right" if row == "scale" else "", spelled)
 
 
 def _module(row: str, folder: Path) -> Any:
@@ -117,8 +117,8 @@ def _pt2(row: str, folder: Path) -> Any:
     if row == "dynamic batch":
         return NO_BATCH
     inputs = torch.from_numpy(data().transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        program = torch.export.export(torch_net(row), (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(torch_net(row, spelled=True), (inputs[:2],), dynamic_shapes=batch)
     torch.export.save(program, folder / "broken.pt2")
     return folder / "broken.pt2", folder / "fixed.pt2"
 
@@ -134,7 +134,7 @@ def _onnx(row: str, folder: Path) -> Any:
     return folder / "broken.onnx", folder / "fixed.onnx"
 
 
-NO_BATCH = "no such fault: its layers take a batch of any size, or the model is fed one sample at a time"
+NO_BATCH = "its layers take a batch of any size, or the model is fed one sample at a time"
 _NO_SCALE = "holds no scale or zero-point of an activation"
 
 

@@ -82,8 +82,13 @@ def _spoil(model: Any, fault: str) -> None:
         model.get_layer("logits").set_weights([kernel, bias])
 
 
-def torch_net(fault: str = "") -> Any:
-    """The PyTorch network, in inference mode, its parameters the same in every call."""
+def torch_net(fault: str = "", spelled: bool = False) -> Any:
+    """The PyTorch network, in inference mode, its parameters the same in every call.
+
+    Args:
+        fault: What is wrong with it.
+        spelled: Its quantizer is spelled out in the ops that torch.export knows.
+    """
     import torch
     from torch import nn
 
@@ -116,7 +121,11 @@ def torch_net(fault: str = "") -> Any:
             h = self.c4(self.soft(self.extra(h)))
             h = self.gate(h)
             if fault in ("scale", "scale, right"):
-                h = torch.fake_quantize_per_tensor_affine(h, 0.25 if fault == "scale" else 0.03, 0, -128, 127)
+                scale = 0.25 if fault == "scale" else 0.03
+                if spelled:
+                    h = torch.clamp(torch.round(h / scale), -128, 127) * scale
+                else:
+                    h = torch.fake_quantize_per_tensor_affine(h, scale, 0, -128, 127)
             if fault != "inserted transpose":
                 h = h.transpose(2, 3)
             h = torch.relu(self.c5(h))
