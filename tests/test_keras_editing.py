@@ -369,6 +369,14 @@ def test_a_softmax_put_in_behind_a_dense_layer_is_its_activation() -> None:
     assert changes(model.native, edited(model, [patch])) == {"b": {"activation": "softmax"}}
 
 
+def test_a_model_may_be_deeper_than_python_nests_calls() -> None:
+    x = y = keras.Input((2,), name="x")
+    for k in range(300):
+        y = layers.Activation("tanh", name=f"a{k}")(y)
+    model = onnxfix.load(keras.Model(x, y))
+    assert changes(model.native, edited(model, [instead(model, "a1", "Tanh", "Relu")])) == {"a1": {"activation": "relu"}}
+
+
 def test_files_of_older_versions_keep_their_words() -> None:
     old = {"class_name": "Model", "config": {"layers": [
         {"class_name": "Conv2D", "config": {"name": "c", "strides": [1, 1], "data_format": "channels_last"}, "name": "c"}]}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +43,7 @@ def restructured(model: Model, patches: Sequence[Patch]) -> Any:
     failures = []
     for replaces in (True, False):
         try:
-            with quiet():
+            with quiet(), _deep(len(model.proto.graph.node)):
                 made = _made(model, patched, patches, replaces=replaces)
         except ExportError as error:
             failures.append(str(error).rstrip("."))
@@ -53,6 +55,17 @@ def restructured(model: Model, patches: Sequence[Patch]) -> Any:
                 return made
             failures.append(f"the edited model answers differently ({problem})")
     raise refusal(model, others[0], failures[-1])
+
+
+@contextmanager
+def _deep(layers: int) -> Iterator[None]:
+    """Let Python's calls nest as deep as a model: each layer asks the one before it for its tensor."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 10 * layers)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _made(model: Model, patched: onnx.ModelProto, patches: Sequence[Patch], *, replaces: bool) -> Any:
