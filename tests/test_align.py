@@ -170,14 +170,15 @@ def test_swapped_weights_do_not_move_their_layers(pair):
     """Beside an op too many, so that both graphs are not the same but for weights."""
     body, before = [], "x"
     constants = {f"{n}{k}": normal(*s, seed=k + 9 * (n == "b"), scale=0.4) for k in range(5) for n, s in (
-        ("w", (6, 6)), ("b", (6,)))} | {n: normal(6, 6, seed=40 + ord(n)) for n in "qk"}
+        ("w", (6, 6)), ("b", (6,)))} | {n: normal(6, 6, seed=40 + ord(n)) for n in "qk"} | {"c": normal(6, seed=3), "d": normal(6, seed=4)}
     for k in range(5):
         body.append(f"m{k} = MatMul({before}, w{k}) s{k} = Add(m{k}, b{k}) t{k} = Tanh(s{k})")
         before = f"t{k}"
-    text = (f"net (float[N, 6] x) => (float[N, 6] y) {{ {' '.join(body)} g = MatMul({before}, q) h = MatMul({before}, k) "
-            "e = Sigmoid(g) f = Sin(h) y = Sub(e, f) }")  # fmt: skip
+    tail = (f"g = MatMul({before}, q) i = Add(g, c) h = MatMul({before}, k) j = Add(h, d) "
+            "e = Sigmoid(i) f = Sigmoid(j) r = Sub(e, f) y = Sin(r)")  # fmt: skip
+    text = f"net (float[N, 2, 6] x) => (float[N, 2, 6] y) {{ {' '.join(body)} {tail} }}"
     one, other = pair
     swapped = constants | {one: constants[other], other: constants[one]}
-    faulty = parse(text.replace("t0 = Tanh(s0)", "u = Sin(s0) t0 = Tanh(u)"), **swapped)
-    faults = onnxfix.diagnose(parse(text, **constants), make_names_opaque(faulty).model, normal(30, 6)).faults
-    assert sorted(str(fault.kind) for fault in faults) == ["graph", "weights", "weights"]
+    faulty = parse(text.replace("t0 = Tanh(s0)", "u = Sin(s0) t0 = Tanh(u)").replace("Sin(r)", "Cos(r)"), **swapped)
+    faults = onnxfix.diagnose(parse(text, **constants), make_names_opaque(faulty).model, normal(30, 2, 6)).faults
+    assert sorted(str(fault.kind) for fault in faults) == ["graph", "graph", "weights", "weights"]

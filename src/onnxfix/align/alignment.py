@@ -8,7 +8,7 @@ across one or two nodes that only one of the graphs has. A pair is refused when 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -147,9 +147,11 @@ class _Matcher:
         self.to_source: dict[str, str] = {}
         self.to_target: dict[str, str] = {}
         self.heap: list[tuple[float, int, str, str]] = []
+        self.exchanged: set[tuple[str, str]] = set()
 
     def match(self) -> dict[str, str]:
         self.order = _Order(self.source), _Order(self.target)
+        self.exchanged = self._exchanged()
         for s, t in self._anchors():
             self._offer(s, t)
         while self.heap:
@@ -173,38 +175,58 @@ class _Matcher:
         return {t: self.to_source[t] for t in self.target.nodes if t in self.to_source}
 
     def _uncross(self) -> None:
-        """Exchange the partners of two nodes whose weights were swapped: each stands in the other's place entirely."""
-        astray: dict[object, list[str]] = defaultdict(list)
-        for t, s in self.to_source.items():
-            if t in self.colours[1].sketches and self._is_lost(s, t):
-                node = self.target.nodes[t]
-                astray[node.op_type, self.target.shapes.get(node.output[0])].append(t)
-        for group in astray.values():
-            for one, other in combinations(group, 2):
-                s, r = self.to_source[one], self.to_source[other]
-                if self._at_home(r, one) and self._at_home(s, other):
-                    self.to_source[one], self.to_source[other] = r, s
-                    self.to_target[r], self.to_target[s] = one, other
+        """Exchange the partners of two nodes side by side whose weights were swapped."""
+        sketches = self.colours[1].sketches
+        lost = [t for t, s in self.to_source.items() if t in sketches and not self._is_home(s, t)]
+        for one, other in combinations(lost, 2):
+            s, r = self.to_source[one], self.to_source[other]
+            alike = family(self.source.nodes[s].op_type) == family(self.source.nodes[r].op_type)
+            if alike and self._is_home(r, one) and self._is_home(s, other):
+                self.to_source[one], self.to_source[other] = r, s
+                self.to_target[r], self.to_target[s] = one, other
 
-    def _is_lost(self, s: str, t: str) -> bool:
-        """Whether of all that a pair reads, or of all that reads it, nothing is aligned with each other."""
-        for step in (_makers, _readers):
-            partners = {self.to_target[n] for n in step(self.source, s) if n in self.to_target}
-            if partners and partners.isdisjoint(step(self.target, t)):
-                return True
-        return False
-
-    def _at_home(self, s: str, t: str) -> bool:
-        """Whether all that stands around a pair is aligned with each other, as far as it is aligned."""
+    def _is_home(self, s: str, t: str) -> bool:
+        """Whether all that a pair reads, and all that reads it, is aligned with each other, as far as it is aligned."""
         return all(
             self.to_target[n] in step(self.target, t)
             for step in (_makers, _readers) for n in step(self.source, s) if n in self.to_target
         )  # fmt: skip
 
+    def _exchanged(self) -> set[tuple[str, str]]:
+        """Pairs by weights that cross most others: weights that were swapped, which do not move their layers."""
+        pairs = self._by_weights()
+        if len(pairs) < 3:
+            return set()
+        mine = np.fromiter((self.source.order[s] for s, _ in pairs), np.int64)
+        yours = np.fromiter((self.target.order[t] for _, t in pairs), np.int64)
+        ours, theirs = self.order[0].before[np.ix_(mine, mine)], self.order[1].before[np.ix_(yours, yours)]
+        crossing = (ours & theirs.T) | (ours.T & theirs)
+        found: set[tuple[str, str]] = set()
+        while crossing.any():
+            worst = int(crossing.sum(axis=1).argmax())
+            found.add(pairs[worst])
+            crossing[worst] = crossing[:, worst] = False
+        return found
+
+    def _by_weights(self) -> list[tuple[str, str]]:
+        """Nodes of which each resembles only the other by its largest constant."""
+        largest = [
+            {name: max(sketches, key=lambda s: np.prod(s.shape)) for name, sketches in colours.sketches.items()}
+            for colours in self.colours
+        ]
+        shapes: dict[object, list[str]] = defaultdict(list)
+        for t, sketch in largest[1].items():
+            shapes[sketch.shape].append(t)
+        alike = {s: [t for t in shapes[a.shape] if a.resembles(largest[1][t])] for s, a in largest[0].items()}
+        taken = Counter(t for found in alike.values() for t in found)
+        return [(s, found[0]) for s, found in alike.items() if len(found) == 1 and taken[found[0]] == 1]
+
     def _rooted(self, s: str, t: str) -> bool:
         """Whether anything but their op speaks for a pair: weights, or a matched pair within reach on both sides."""
         ours, theirs = self.colours
-        if s in ours.sketches and t in theirs.sketches and _weights(ours, theirs, s, t) > 0:
+        if (s, t) not in self.exchanged and s in ours.sketches and t in theirs.sketches and _weights(
+            ours, theirs, s, t
+        ) > 0:
             return True
         if ours.forward[s] == theirs.forward[t] or ours.backward[s] == theirs.backward[t]:
             return True
@@ -261,7 +283,7 @@ class _Matcher:
         score = 2.0 * (ours.forward[s] == theirs.forward[t]) + 2.0 * (ours.backward[s] == theirs.backward[t])
         score += sum(mine[s] == yours[t] for mine, yours in zip(ours.local, theirs.local, strict=True))
         if s in ours.sketches or t in theirs.sketches:
-            score += 8.0 * _weights(ours, theirs, s, t) - 1.0
+            score += (0.0 if (s, t) in self.exchanged else 8.0 * _weights(ours, theirs, s, t)) - 1.0
         score += 0.5 * (attributes(a) == attributes(b)) + 0.5 * (a.op_type == b.op_type)
         shapes = self.source.shapes.get(a.output[0]), self.target.shapes.get(b.output[0])
         if None not in shapes:
