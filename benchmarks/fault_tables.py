@@ -41,8 +41,9 @@ def _introduction(seed: int) -> str:
         "clean conversions whose names were then made meaningless, repaired on 48 inputs and verified on 16 others; "
         "written by `make bench-faults`. *Detected*: the models are found to differ. *Located*: every planted fault "
         "is named, the first finding is one of them, nothing innocent is named. *Repaired*: verified on the held-out "
-        "inputs, no label differs, max_rel <= 1e-4. Times are seconds for `repair` and multiples of running both "
-        "models once over the 64 inputs."
+        "inputs, no label differs, max_rel <= 1e-4 or twice what the clean conversion of the pair differs by (float "
+        "noise of a deep network). Times are seconds for `repair` and multiples of running both models once over the "
+        "64 inputs."
     )
 
 

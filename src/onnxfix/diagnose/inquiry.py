@@ -68,8 +68,10 @@ def inquire(
     found = causes(first)
     plain = Inquiry(first, found, (), (), first.comparison, first.alignment.fraction)
     doubtful = _doubtful(first, found)
-    for amended in (_amended, _edited) if doubtful else ():
-        patches, faults = amended(source, first, data, doubtful)
+    for amended in (_amended, _edited):
+        if amended is _amended and not (any(map(_is_compound, doubtful)) or _belong_together(found)):
+            continue
+        patches, faults = amended(source, first, data, doubtful) if doubtful or amended is _amended else ((), ())
         if not patches:
             continue
         proto = apply(first.target.proto, patches)
@@ -86,14 +88,19 @@ def inquire(
 def _amended(
     source: Model, first: Examination, data: Inputs, doubtful: Sequence[Finding]
 ) -> tuple[tuple[Patch, ...], tuple[Fault, ...]]:
-    """Edits that take the target back to the source's values; for compounds only, which no plain finding names."""
-    if not any(_is_compound(finding) for finding in doubtful):
-        return (), ()
+    """Edits that take the target back to the source's values."""
     few = Inputs.of(data, batch_size=SAMPLES)
     place = chunk_of(first.comparison.worst, in_chunks(first.source, first.target, few))
     chunk = next(islice(in_chunks(first.source, first.target, few), place, None))
     made = amendments(first.source, first.target, (chunk.source, chunk.target))
     return tuple(patch for a in made for patch in a.patches), tuple(_amended_fault(source, first, a) for a in made)
+
+
+def _belong_together(found: Sequence[Cause]) -> bool:
+    """Whether several findings look like parts of one: axes moved and moved back, pieces of other sizes."""
+    moved = [cause for cause in found if cause.fault.kind == FaultKind.TENSOR_LAYOUT]
+    resized = [cause for cause in found if cause.finding.error.broken]
+    return len(moved) > 1 or len(resized) > 1
 
 
 def _is_compound(finding: Finding) -> bool:
