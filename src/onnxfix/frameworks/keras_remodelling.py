@@ -35,10 +35,13 @@ def with_distinct_names(outputs: Sequence[Any], own: Iterable[Any], taken: set[s
 
     seen = {id(operation) for operation in own}
     names = {operation.name for operation in own}
-    queue = list(outputs)
+    queue, walked = list(outputs), set()
     while queue:
         operation, place, _ = queue.pop()._keras_history
-        queue.extend(operation._inbound_nodes[place].input_tensors)
+        node = operation._inbound_nodes[place]
+        if id(node) not in walked:
+            walked.add(id(node))
+            queue.extend(node.input_tensors)
         if id(operation) in seen:
             continue
         seen.add(id(operation))
