@@ -39,7 +39,7 @@ def dense(width=4, name="x", dtype=TensorProto.FLOAT, weight=1.0):
 def folder(tmp_path, monkeypatch):
     """A working directory with a good model (good.onnx) and good data (good.npz)."""
     onnx.save(dense(), tmp_path / "good.onnx")
-    np.savez(tmp_path / "good.npz", x=np.ones((6, 4), np.float32))
+    np.savez(tmp_path / "good.npz", x=np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
