@@ -10,7 +10,7 @@ import numpy as np
 from onnxfix.canonical.origins import Origin, evaluate, invert, parameters_of
 from onnxfix.diagnose.differences import close
 from onnxfix.diagnose.storage import slack, widened, widenings
-from onnxfix.diagnose.weights import explain
+from onnxfix.diagnose.weights import explain, has_form
 from onnxfix.errors import CanonicalizationError
 from onnxfix.model import Model
 
@@ -123,11 +123,12 @@ def _first(state: _State, wrong: tuple[WrongConstant, ...], names: Iterable[str]
 def _implausibility(made: Attribution) -> tuple[bool, bool, float]:
     """A parameter that was zeroed explains more than others, then one that was scaled, permuted or rounded as a whole.
 
-    Of those whose change says nothing, the one that changes least.
+    So does a single number that makes many right. Of those whose change says nothing, the one that changes least.
     """
     scale = float(np.linalg.norm(made.previous.astype(np.float64)))
     change = float(np.linalg.norm(made.value.astype(np.float64) - made.previous))
-    told = made.value.size > 1 and not explain(made.value, made.previous)[1].startswith("differs")
+    single = made.value.size == 1
+    told = made.constants[0].expected.size > 1 if single else has_form(explain(made.value, made.previous)[1])
     return scale > 0, not told, change / scale if scale > 0 else 0.0
 
 

@@ -18,6 +18,11 @@ def has_name(phrase: str) -> bool:
     return not phrase.startswith(("differs in", "is scaled by"))
 
 
+def has_form(phrase: str) -> bool:
+    """Whether a phrase of :func:`explain` tells one thing that happened to all of a weight."""
+    return not phrase.startswith("differs in")
+
+
 def explain(expected: np.ndarray | None, actual: np.ndarray | None) -> tuple[FaultKind, str]:
     """Say how ``actual`` came from ``expected``.
 
