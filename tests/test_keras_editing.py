@@ -185,7 +185,7 @@ def test_operands_change_places(target: onnxfix.Model) -> None:
 def test_operations_that_are_no_layers_change_too(target: onnxfix.Model) -> None:
     (half,) = (n for n in target.proto.graph.node if n.op_type == "Mul" and target.layers.get(n.name) == "mean")
     made = edited(target, [parameter(target, half.input[1], 0.25)])
-    assert changes(target.native, made) == {"multiply_mul": "Rescaling"}
+    assert list(changes(target.native, made).values()) == ["Rescaling"]
 
 
 def test_a_preparation_is_put_before_and_a_label_map_behind(target: onnxfix.Model) -> None:
