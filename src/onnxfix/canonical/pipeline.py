@@ -25,6 +25,7 @@ from onnxfix.canonical.concats import FlattenConcats
 from onnxfix.canonical.crops import CropTransposedConvs
 from onnxfix.canonical.defaults import ExplicitAttributes, WideIndices
 from onnxfix.canonical.dense import LiftFlattening, SpellDense
+from onnxfix.canonical.dilations import MergeDilations
 from onnxfix.canonical.directions import SpellDirections
 from onnxfix.canonical.einsum import SpellEinsum
 from onnxfix.canonical.folding import FoldConstants
@@ -140,6 +141,7 @@ def passes() -> tuple[ir.passes.InPlacePass, ...]:
         MoveOnesByTranspose(),
         PushTransposes(),
         PlaceUnitAxes(),
+        MergeDilations(),
         PushThroughReshapes(),
         SinkReshapes(),
         SinkThroughBlocks(),
