@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from forms import normal, parse, settle
 
 SPELLED = """(float[N, 4, 12, 12] x) => (float[N, 6, H, W] y) {{ t = Transpose <perm = [1, 0, 2, 3]> (x)
