@@ -18,13 +18,14 @@ from onnxfix.quantization import Quantization, quantization_of
 from onnxfix.repair.result import Repair
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import Patch, SetAttribute, SetNode, SetParameter
+from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetNode, SetParameter
 
 
-def of_target(target: Model, patches: Sequence[Patch]) -> tuple[Patch, ...] | None:
+def of_target(target: Model, straight: Model, patches: Sequence[Patch]) -> tuple[Patch, ...] | None:
     """Patches of the straightened model as such of the quantized one; None where it has no place for one.
 
-    Nodes have the same names in both; what they read may have another, where a quantizer was left out.
+    Nodes have the same names in both; what they read may have another, where a quantizer was left out. Regions are put
+    in as floats, between what is quantized.
     """
     nodes = {node.name: node for node in target.proto.graph.node}
     found: list[Patch] = []
@@ -43,9 +44,50 @@ def of_target(target: Model, patches: Sequence[Patch]) -> tuple[Patch, ...] | No
             return None
         elif isinstance(patch, SetParameter | SetAttribute):
             found.append(patch)
+        elif isinstance(patch, ReplaceRegion) and (region := _region(target, straight, patch)) is not None:
+            found.append(region)
         else:
             return None
     return tuple(found)
+
+
+def _region(target: Model, straight: Model, patch: ReplaceRegion) -> ReplaceRegion | None:
+    """A region between the values that nodes of the quantized graph read in place of the straightened one's."""
+    nodes = {node.name: node for node in target.proto.graph.node}
+    read = {i.name: i.name for i in target.proto.graph.input} | {t.name: t.name for t in target.proto.graph.initializer}
+    for node in straight.proto.graph.node:
+        twin = nodes.get(node.name)
+        if twin is not None and twin.op_type == node.op_type and len(twin.input) == len(node.input):
+            read = dict(zip(node.input, twin.input, strict=True)) | read
+    fresh = {o for node in patch.added for o in node.output} | patch.constants.keys()
+    wanted = {v for node in patch.added for v in node.input if v} | set(patch.rewired.values())
+    readers = {reader for reader, _ in patch.rewired if reader}
+    made = {o for node in straight.proto.graph.node for o in node.output}
+    known = all(v in fresh or v in read for v in wanted) and readers <= nodes.keys()
+    if not patch.lowered or not known or made.intersection(fresh) or not set(patch.removed) <= nodes.keys():
+        return None
+    added = []
+    for node in patch.added:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [v if v in fresh else read.get(v, v) for v in node.input]
+        added.append(copy)
+    rewired = {place: v if v in fresh else read[v] for place, v in patch.rewired.items()}
+    return replace(patch, added=tuple(added), rewired=rewired)
+
+
+def left(straight: Straightened, target: onnx.ModelProto, repaired: onnx.ModelProto) -> Straightened:
+    """The straightened model with those quantizers that are still there once the target is patched.
+
+    Args:
+        straight: The straightened model.
+        target: The patched target.
+        repaired: The patched straightened graph.
+    """
+    nodes = {node.name for node in target.graph.node}
+    values = {o for node in repaired.graph.node for o in node.output} | {i.name for i in repaired.graph.input}
+    kept = (q for q in straight.quantizers if {q.first, *q.readers} <= nodes and q.value in values)
+    return replace(straight, quantizers=tuple(kept))
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from onnxfix.model import Model, load
 from onnxfix.quantization import is_quantized
 from onnxfix.repair.foreign import another_network
 from onnxfix.repair.grafting import agrees, grafted
-from onnxfix.repair.quantized import QuantizedRepair, of_target
+from onnxfix.repair.quantized import QuantizedRepair, left, of_target
 from onnxfix.repair.remedies import Remedy, readers, remedies
 from onnxfix.repair.result import Repair, Unrepaired
 from onnxfix.runtime.session import Session
@@ -152,10 +152,11 @@ def _quantized(
     """A quantized target is repaired without its rounding; then the rounding itself is judged."""
     straight = straightened(theirs)
     inner = _repaired(ours, straight.model, work, held, note, tolerances, progress)
-    patches = of_target(theirs, inner.patches)
+    patches = of_target(theirs, straight.model, inner.patches)
     if patches is None:
         return _restructured(ours, theirs, inner, work, held, tolerances)
     repaired = apply(straight.model.proto, inner.patches)
+    straight = left(straight, apply(theirs.proto, patches), repaired)
     inner = replace(inner, patches=patches)
     task = QuantizedRepair(theirs, straight, inner, repaired, work, **tolerances)
     wrong = task.faults()
