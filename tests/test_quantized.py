@@ -151,6 +151,18 @@ def test_a_wrong_constant_is_set_right_on_the_file_s_own_grid(name, wrong, kind)
     assert [p.name for p in fix.patches] == [name]
 
 
+def test_an_op_that_is_missing_is_put_between_what_stays_quantized():
+    text = SOURCE.replace("y = Gemm <transB = 1> (r,", "t = Tanh (r) y = Gemm <transB = 1> (t,")
+    fix = repair(built(text, floats()), target(), data())
+    (fault,) = fix.diagnosis.faults
+    ops = [node.op_type for node in fix.model.proto.graph.node]
+    assert fault.kind == FaultKind.GRAPH
+    assert fix.success
+    assert "Tanh" in ops
+    assert ops.count("QuantizeLinear") == 3
+    assert sum(node.op_type == "DequantizeLinear" for node in fix.model.proto.graph.node) == 7
+
+
 @pytest.mark.parametrize("factor", [0.1, 100.0])
 def test_a_range_that_does_not_fit_is_set_right(factor, tmp_path):
     wrong = np.asarray(integers()["sr"] * factor, np.float32)
