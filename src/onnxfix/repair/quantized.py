@@ -18,7 +18,7 @@ from onnxfix.quantization import Quantization, quantization_of
 from onnxfix.repair.result import Repair
 from onnxfix.runtime.session import Session
 from onnxfix.surgeon.apply import apply
-from onnxfix.surgeon.patch import Patch, ReplaceRegion, SetAttribute, SetNode, SetParameter
+from onnxfix.surgeon.patch import ChangeBoundary, Patch, ReplaceRegion, SetAttribute, SetNode, SetParameter
 
 
 def of_target(target: Model, straight: Model, patches: Sequence[Patch]) -> tuple[Patch, ...] | None:
@@ -46,6 +46,8 @@ def of_target(target: Model, straight: Model, patches: Sequence[Patch]) -> tuple
             found.append(patch)
         elif isinstance(patch, ReplaceRegion) and (region := _region(target, straight, patch)) is not None:
             found.append(region)
+        elif isinstance(patch, ChangeBoundary) and _has_such_boundary(target, straight, patch):
+            found.append(patch)
         else:
             return None
     return tuple(found)
@@ -74,6 +76,21 @@ def _region(target: Model, straight: Model, patch: ReplaceRegion) -> ReplaceRegi
         added.append(copy)
     rewired = {place: v if v in fresh else read[v] for place, v in patch.rewired.items()}
     return replace(patch, added=tuple(added), rewired=rewired)
+
+
+def _has_such_boundary(target: Model, straight: Model, patch: ChangeBoundary) -> bool:
+    """Whether a change of the straightened model's inputs and outputs means the same in the quantized graph."""
+
+    def ends(model: Model) -> list[tuple[str, int]]:
+        graph = model.proto.graph
+        return [(info.name, info.type.tensor_type.elem_type) for info in (*graph.input, *graph.output)]
+
+    graph = target.proto.graph
+    values = {o for node in graph.node for o in node.output} | {i.name for i in (*graph.input, *graph.initializer)}
+    fresh = {o for node in patch.added for o in node.output} | patch.constants.keys() | set(patch.renamed.values())
+    wanted = {v for node in patch.added for v in node.input if v} | patch.renamed.keys() | patch.dropped.keys()
+    gone = {node.name for node in patch.removed}
+    return ends(target) == ends(straight) and wanted <= values | fresh and gone <= {node.name for node in graph.node}
 
 
 def left(straight: Straightened, target: onnx.ModelProto, repaired: onnx.ModelProto) -> Straightened:
