@@ -53,20 +53,16 @@ class Value:
 
     def first(self) -> Any:
         """The tensor with its channels at axis 1, as ONNX has it."""
-        from keras import ops
-
         if self._first is None:
-            self._first = ops.transpose(self._last, (0, self.rank - 1, *range(1, self.rank - 1)))
+            self._first = _moved(self._last, (0, self.rank - 1, *range(1, self.rank - 1)))
         return self._first
 
     def last(self) -> Any:
         """The tensor with its channels last."""
-        from keras import ops
-
         if self._last is None:
             order = (0, *range(2, self.rank), 1)
             constant = self.constant
-            self._last = ops.transpose(self._first, order) if constant is None else constant.transpose(order)
+            self._last = _moved(self._first, order) if constant is None else constant.transpose(order)
         return self._last
 
     def ints(self) -> list[int]:
@@ -106,3 +102,11 @@ def along(value: Value, axis: int, function: Callable[[Any, int], Any]) -> Value
     if value.prefers_last and value.rank > 2:
         return Value(function(value.last(), moved_axis(axis, value.rank)), last=True)
     return Value(function(value.first(), axis % value.rank))
+
+
+def _moved(tensor: Any, order: tuple[int, ...]) -> Any:
+    """A tensor with its axes in another order, the batch in front: by a layer, which every format can hold."""
+    from keras import layers, ops
+
+    # Layers cast floats to their own type.
+    return layers.Permute(order[1:])(tensor) if tensor.dtype == "float32" else ops.transpose(tensor, order)
