@@ -177,7 +177,7 @@ def test_a_table_is_an_embedding() -> None:
 def test_there_are_no_transposes_between_convolutions() -> None:
     body = "a = Conv (x, w) r = Relu (a) b = Conv (r, v) s = Add (b, r) y = GlobalAveragePool (s)"
     _, _, built = answered(model_of(body, w=normal(4, 6, 1, 1), v=normal(4, 4, 1, 1)))
-    assert sum(type(operation).__name__ == "Transpose" for operation in built.operations) == 2
+    assert sum(type(operation).__name__ == "Permute" for operation in built.operations) == 2
 
 
 def test_the_file_holds_it_all(tmp_path: Path) -> None:
