@@ -109,7 +109,7 @@ def slack(origin: Origin, parameters: Mapping[str, np.ndarray], wanted: np.ndarr
 
 def _ways(shape: tuple[int, ...], generator: np.random.Generator) -> Iterator[np.ndarray]:
     """Which elements go up, in each trial: every one goes up and down, since at a power of two the steps differ."""
-    for _ in range(_TRIALS // 2):
+    for _ in range(_TRIALS):
         up = generator.random(shape) < 0.5
         yield up
         yield ~up
