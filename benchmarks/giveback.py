@@ -26,6 +26,7 @@ from giveback_nets import data, keras_net, torch_net
 from photos import ROOT
 
 import onnxfix
+from onnxfix.errors import ExportError
 
 FOLDER = ROOT / "build" / "giveback"
 ROWS = (
@@ -93,7 +94,10 @@ def cell(row: str, column: str, folder: Path) -> dict[str, Any]:
     if column == "module" and fix.model.framework == "pytorch":  # lives in memory: the file only proves it
         how = fix.save(output)
         return {"outcome": "in place", "lost": how.lost, "max_rel": how.proof.max_rel, **told}
-    how = fix.save(output)
+    try:
+        how = fix.save(output)
+    except ExportError as error:  # says what the format cannot hold
+        return {"outcome": "impossible", "reason": str(error), **told}
     return {"outcome": str(how.how), "reason": how.reason, "tool": how.tool, "lost": how.lost,
             "max_rel": how.proof.max_rel, **told}
 
