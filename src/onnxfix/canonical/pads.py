@@ -144,6 +144,8 @@ def spatial_pads(pad: ir.Node) -> list[int] | None:
             return None
         axes = [int(a) % len(shape) for a in given.reshape(-1)]
     half = len(axes)
+    if amounts.size != 2 * half:
+        return None  # a model that contradicts itself stays as it is
     begins, ends = [0] * len(shape), [0] * len(shape)
     for k, axis in enumerate(axes):
         begins[axis], ends[axis] = int(amounts[k]), int(amounts[half + k])
