@@ -261,7 +261,8 @@ def _note(row: str, column: str, result: dict[str, Any]) -> str:
     if result["outcome"] == "in place":
         return ""
     tool = f" ({result['tool']})" if result.get("tool") else ""
-    return f"- {row}, {COLUMNS[column]}: {result['outcome']}{tool}. {result.get('reason', '')}"
+    reason = result.get("reason", "").replace(f"{FOLDER}/", "")
+    return f"- {row}, {COLUMNS[column]}: {result['outcome']}{tool}. {reason}"
 
 
 def _read(path: Path) -> dict[str, Any]:
