@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from forms import settle
 from rewrites import normal, ops, parse, rewrite
 
 from onnxfix.canonical.defaults import ExplicitAttributes
 from onnxfix.canonical.padded_reshapes import PadBehindReshape
-from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad
+from onnxfix.canonical.pads import FoldPads, MergePads, ResolveAutoPad, spatial_pads
 
 ZERO_PAD = np.array([0, 0, 1, 0, 0, 0, 1, 2])
 
@@ -140,3 +141,12 @@ def test_same_padding_of_a_transposed_convolution_gives_the_size_that_runtimes_g
         k=normal(3, 2, *kernel),
     )
     settle(model)
+
+
+@pytest.mark.parametrize(("amounts", "expected"), [([1, 1, 1, 1], None), ([0, 0, 1, 2, 0, 0, 3, 4], [1, 2, 3, 4])])
+def test_a_pad_that_contradicts_its_tensor_is_read_as_none(amounts, expected):
+    given = ir.Value(name="p", const_value=ir.tensor(np.array(amounts)))
+    x = ir.Value(name="x", shape=ir.Shape([1, 2, 5, 5]))
+    pad = ir.node("Pad", [x, given])
+    ir.Graph([x], pad.outputs, nodes=[pad], initializers=[given])
+    assert spatial_pads(pad) == expected

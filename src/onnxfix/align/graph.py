@@ -179,3 +179,12 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
         for a in node.attribute
         if a.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
     }
+
+
+def varying(proto: onnx.ModelProto) -> frozenset[str]:
+    """The values of a graph that depend on a graph input."""
+    found = {info.name for info in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if found.intersection((*node.input, *captured(node))):
+            found.update(node.output)
+    return frozenset(found)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import onnx
 
-from onnxfix.align.graph import captured
+from onnxfix.align.graph import captured, varying
 from onnxfix.diagnose.naming import MOVERS
 from onnxfix.model import Model
 
@@ -73,11 +73,7 @@ class Excerpts:
     @cached_property
     def variable(self) -> frozenset[str]:
         """The values that depend on a graph input."""
-        found = {info.name for info in self.proto.graph.input} - self.tensors.keys()
-        for node in self.proto.graph.node:
-            if found.intersection((*node.input, *captured(node))):
-                found.update(node.output)
-        return frozenset(found)
+        return varying(self.proto)
 
     def connected(self, names: Iterable[str]) -> set[str]:
         """Some nodes, and those between them that only move elements.

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxfix.align.graph import captured
+from onnxfix.align.graph import captured, varying
 from onnxfix.diagnose.anchors import Anchors, all_values, handed_out
 from onnxfix.errors import OnnxFixError
 from onnxfix.runtime.session import Session
@@ -67,11 +67,7 @@ class Frontier:
     @cached_property
     def variable(self) -> frozenset[str]:
         """Values that depend on a graph input."""
-        found = {info.name for info in self.proto.graph.input} - self.tensors.keys()
-        for node in self.proto.graph.node:
-            if found.intersection((*node.input, *captured(node))):
-                found.update(node.output)
-        return frozenset(found)
+        return varying(self.proto)
 
     @property
     def work(self) -> int:

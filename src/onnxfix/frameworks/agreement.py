@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from onnxfix.errors import OnnxFixError
+
+if TYPE_CHECKING:
+    from onnxfix.model import Model
 
 # Relative to the largest value of an output: float32 arithmetic in another order gives far less on usual networks,
 # an op that means something else far more.
@@ -33,6 +40,21 @@ def disagreement(
         if worst > tolerance:
             return f"output {name} is off by {worst:.2g} of its largest value"
     return None
+
+
+def agrees(patched: Model, native: Any, feeds: Mapping[str, np.ndarray]) -> bool:
+    """Whether a native model computes what a lowered graph does; one that does not run does not.
+
+    Args:
+        patched: The lowered graph, in the model that the native one was made from.
+        native: The framework's own object.
+        feeds: A batch.
+    """
+    try:
+        answers = replace(patched, native=native).run_native(feeds)
+        return disagreement(patched.run(feeds), answers) is None
+    except OnnxFixError:
+        return False
 
 
 def distance(want: np.ndarray, got: np.ndarray) -> float:

@@ -16,7 +16,7 @@ import onnx
 
 from onnxfix.errors import ExportError, OnnxFixError
 from onnxfix.frameworks import Feeds
-from onnxfix.frameworks.agreement import disagreement
+from onnxfix.frameworks.agreement import agrees
 from onnxfix.frameworks.example_inputs import accepted_feeds
 from onnxfix.frameworks.pieces import Edits, Piece, edits, first_apart, matched, observed, renamed_as
 from onnxfix.frameworks.quiet import quiet
@@ -58,13 +58,13 @@ def edited(model: Model, patches: Sequence[Patch], values: Mapping[str, np.ndarr
         changed = set_directly(direct, model, others)
         if changed:
             made = _made(native, direct, outputs, values, changed, False)
-            if _agrees(patched, made, feeds):
+            if agrees(patched, made, feeds):
                 return made
         forced: set[str] = set()
         while len(forced) < _MOST_FORCED:
             splice = _Splice(model, patched, _copied(flat), patches, others, forced)
             made = _made(native, splice.flat, splice.outputs, values, {}, True)
-            if _agrees(patched, made, feeds):
+            if agrees(patched, made, feeds):
                 return made
             wrong = splice.first_wrong(made)
             if wrong is None or wrong in forced:
@@ -113,14 +113,6 @@ def _made(
         function = tf_sources.wrapped(flat, list(native.graph.inputs), [tensor for tensor, _ in outputs])
     graph = FlatGraph(flat, native.graph.inputs, outputs, native.graph.parameters)
     return replace(native, function=function, graph=graph, values=values, nodes=nodes, rebuilt=rebuilt)
-
-
-def _agrees(patched: Model, native: Any, feeds: Feeds) -> bool:
-    try:
-        answers = replace(patched, native=native).run_native(feeds)
-        return disagreement(patched.run(feeds), answers) is None
-    except OnnxFixError:
-        return False
 
 
 def _copied(graph_def: Any) -> Any:

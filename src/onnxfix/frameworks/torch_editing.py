@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxfix.errors import ExportError, OnnxFixError
 from onnxfix.frameworks import Feeds
-from onnxfix.frameworks.agreement import disagreement
+from onnxfix.frameworks.agreement import agrees
 from onnxfix.frameworks.example_inputs import accepted_feeds
 from onnxfix.frameworks.torch_attributes import set_attributes
 from onnxfix.frameworks.torch_call import to_tensor
@@ -54,19 +54,11 @@ def edited(
         trial = accepted_feeds(patched, None, (2,))[0]
         if not isinstance(model.native, torch.export.ExportedProgram):
             module = fresh()
-            if set_attributes(module, model, others) and _agrees(patched, module, trial):
+            if set_attributes(module, model, others) and agrees(patched, module, trial):
                 return module
         return _spliced(model, patched, patches, others, fresh(), bind)
     except OnnxFixError as error:
         raise refusal(model, others[0], str(error).rstrip(".")) from error
-
-
-def _agrees(patched: Model, native: Any, feeds: Feeds) -> bool:
-    try:
-        answers = replace(patched, native=native).run_native(feeds)
-        return disagreement(patched.run(feeds), answers) is None
-    except OnnxFixError:
-        return False
 
 
 def _spliced(
